@@ -139,8 +139,8 @@ def load(
         name: one of `NAMES`, or `NAME:PATH` to read that set from a path (relative to LOCALITY_DATA
             if it exists there). "fashion-mnist" is the shipped subset: the first 10,000 training
             and the first 2,000 test images. "fashion-mnist-full" is all 60,000 and 10,000.
-        split: "train" or "test". Sets without an official split give every tenth image, in the
-            order of their files, to "test" and the others to "train".
+        split: "train" or "test". Of a set without an official split, the last ten of every hundred
+            images, in the order of their files, are "test" and the others "train".
         n: only the first n images; None for all.
         size: resize to size x size pixels (bicubic, antialiased) after cutting out the central
             square; None keeps the set's own size (see the data appendix). For "photos": the
@@ -178,8 +178,8 @@ def load(
     label = f"{base}:{root.name}" if path else base
     if total == 0:
         raise ValueError(
-            f"{label}: the {split} split is empty: without an official split every tenth image is "
-            "a test image, so at least ten are needed"
+            f"{label}: the {split} split is empty: without an official split the last ten of every "
+            "hundred images are the test images, so more than 90 are needed"
         )
     if n is not None and n > total:
         more = "; 'fashion-mnist-full' holds all" if name == "fashion-mnist" else ""
@@ -462,8 +462,9 @@ def _part(files: list[Path], split: str) -> list[Path]:
 
 
 def _in_split(total: int, split: str) -> np.ndarray:
-    """Boolean (total,): images 9, 19, 29, ... are the test split, the others the training split."""
-    return (np.arange(total) % 10 == 9) == (split == "test")
+    """Boolean (total,): the last ten of every hundred images are the test split. Neighbours stay
+    together, because files next to each other often show the same person, animal or scene."""
+    return (np.arange(total) % 100 >= 90) == (split == "test")
 
 
 # --- patches of photographs ----------------------------------------------------------------------
