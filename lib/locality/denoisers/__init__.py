@@ -1,0 +1,12 @@
+"""Denoisers in closed form: the optimal one, the Wiener filter, and everything local.
+
+All are called as ``denoiser(x, sigma)`` and return the estimated clean image.
+"""
+
+from . import masks
+from .base import Denoiser
+from .local import LocalDenoiser
+from .optimal import OptimalDenoiser
+from .wiener import WienerDenoiser
+
+__all__ = ["Denoiser", "LocalDenoiser", "OptimalDenoiser", "WienerDenoiser", "masks"]

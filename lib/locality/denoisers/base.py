@@ -1,0 +1,33 @@
+"""What every denoiser of the library promises, and what the closed-form ones share."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..data import ImageSet, check_images
+
+
+class Denoiser(Protocol):
+    """An estimate of the clean image behind a noisy one.
+
+    ``x`` is (B, C, H, W) float32, a clean image in [-1, 1] plus ``sigma`` times unit normal
+    noise; the answer has the same shape and estimates E[x0 | x].
+    """
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """The estimate of the clean images, shaped as ``x``."""
+        ...
+
+
+def training_images(images: ImageSet | Tensor) -> Tensor:
+    """The tensor (N, C, H, W) of ``images``, checked; an ImageSet has been checked already."""
+    if isinstance(images, ImageSet):
+        return images.images
+    check_images(images)
+    return images
+
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it, else float32 (Apple's MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64

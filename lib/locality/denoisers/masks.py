@@ -1,0 +1,93 @@
+"""Masks: which input pixels an output pixel may look at.
+
+A mask is a (D, D) float32 matrix over the D = C * H * W pixels. Row m weighs the squared
+differences that decide output pixel m: 1 looks, 0 does not, and soft masks lie between. Full,
+square and PCA masks turn the same denoiser (``LocalDenoiser``) into the memorising optimal one,
+the patch model of Kamb & Ganguli (LS), and the paper's.
+"""
+
+import torch
+from torch import Tensor
+
+from ..stats import PCA
+
+# Below this response a pixel is constant in the data (a border that is always black): its row
+# of W is rounding noise, and any normalisation by it would be too.
+FAINT = 1e-6
+
+
+def full(shape: tuple[int, int, int]) -> Tensor:
+    """Every pixel looks at all pixels: the optimal denoiser."""
+    pixels = shape[0] * shape[1] * shape[2]
+    return torch.ones(pixels, pixels)
+
+
+def square(shape: tuple[int, int, int], side: int) -> Tensor:
+    """Every pixel looks at the ``side`` x ``side`` window around it, in all channels.
+
+    This is the local score machine (LS) of Kamb & Ganguli 2025; at the border the window is cut.
+
+    Raises:
+        ValueError: if ``side`` is not odd and positive.
+    """
+    if side < 1 or side % 2 == 0:
+        raise ValueError(f"side must be odd and positive so that a window has a centre, got {side}")
+    channels, height, width = shape
+    reach = side // 2
+    near_rows = (torch.arange(height)[:, None] - torch.arange(height)).abs() <= reach
+    near_cols = (torch.arange(width)[:, None] - torch.arange(width)).abs() <= reach
+    window = torch.kron(near_rows.float(), near_cols.float())  # (H*W, H*W)
+    return window.repeat(channels, channels)
+
+
+def response(pca: PCA, sigma: float) -> Tensor:
+    """R[m, n] = W[m, n] / W[m, m], (D, D): the Wiener filter's field, relative to its centre.
+
+    Rows of pixels that hardly vary (W[m, m] < 1e-6) become rows of the identity.
+    """
+    wiener = pca.wiener_matrix(sigma)
+    diagonal = wiener.diagonal()
+    relative = wiener / diagonal.clamp_min(FAINT)[:, None]
+    faint = diagonal < FAINT
+    relative[faint] = torch.eye(len(wiener), device=wiener.device)[faint]
+    return relative
+
+
+def pca(pca: PCA, sigma: float, threshold: float) -> Tensor:
+    """The paper's mask: look where |R[m, n]| >= ``threshold``, with R normalised by the output.
+
+    Source: the paper, section 5. A pixel always looks at itself.
+    """
+    _check_threshold(threshold)
+    mask = (response(pca, sigma).abs() >= threshold).float()
+    return mask.fill_diagonal_(1)
+
+
+def pca_official(pca: PCA, sigma: float, threshold: float) -> Tensor:
+    """The mask of the paper's released code, which departs from the formula in two ways.
+
+    It normalises by the *input* pixel, |W[m, n]| / W[n, n], and its threshold is relative to the
+    largest entry of that matrix, not to the diagonal's 1. For comparison with published numbers;
+    a pixel that would look nowhere looks at itself here, where the released code has it look at
+    nothing.
+    """
+    _check_threshold(threshold)
+    wiener = pca.wiener_matrix(sigma)
+    diagonal = wiener.diagonal()
+    relative = torch.where(diagonal < FAINT, 0.0, wiener / diagonal.clamp_min(FAINT)).abs()
+    mask = (relative >= threshold * relative.max()).float()
+    empty = mask.sum(1) == 0
+    mask[empty] = torch.eye(len(mask), device=mask.device)[empty]
+    return mask
+
+
+def soft(pca: PCA, sigma: float, *, power: float = 1.0) -> Tensor:
+    """Weights min(|R[m, n]|, 1)^``power`` in place of a threshold: far pixels count less."""
+    if not power > 0:
+        raise ValueError(f"power must be positive, got {power}")
+    return response(pca, sigma).abs().clamp_max(1) ** power
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is relative to 1 and must lie in (0, 1], got {threshold}")

@@ -1,0 +1,72 @@
+"""The streaming softmax: an average over any number of images in constant memory, exactly.
+
+A softmax-weighted mean needs three numbers a coordinate: the largest logit seen, the sum of the
+weights relative to it, and the weighted sum of the values. Two such states merge associatively,
+so the mean does not depend on how the images were cut into chunks, in which order they came, or
+on which process saw them. (The paper's released code instead averages one softmax per batch,
+which does depend on all of these; see chapter 10.)
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# exp(-80) is 1.8e-35: far below float32 resolution beside the largest weight, which is 1, and
+# still a normal number. Smaller results would be subnormal, and those are slow on most CPUs.
+LOWEST_LOGIT = -80.0
+
+
+@dataclass(frozen=True)
+class SoftmaxState:
+    """A partial softmax mean; the three tensors broadcast against each other.
+
+    Attributes:
+        peak: the largest logit so far.
+        total: sum of exp(logit - peak).
+        weighted: sum of exp(logit - peak) * value.
+    """
+
+    peak: Tensor
+    total: Tensor
+    weighted: Tensor
+
+    def merge(self, other: "SoftmaxState") -> "SoftmaxState":
+        """The state of both sets of images together."""
+        peak = torch.maximum(self.peak, other.peak)
+        mine, theirs = (self.peak - peak).exp(), (other.peak - peak).exp()
+        return SoftmaxState(
+            peak,
+            self.total * mine + other.total * theirs,
+            self.weighted * mine + other.weighted * theirs,
+        )
+
+    def mean(self) -> Tensor:
+        """The softmax-weighted mean of the values seen."""
+        return self.weighted / self.total
+
+
+def softmax_weights(logits: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
+    """The peak of ``logits`` along ``dim`` (kept) and exp(logits - peak), never subnormal."""
+    peak = logits.detach().amax(dim, keepdim=True)
+    return peak, (logits - peak).clamp_(min=LOWEST_LOGIT).exp_()
+
+
+def accumulate(
+    update: Callable[[Tensor, Tensor], SoftmaxState], x: Tensor, chunks: Iterable[Tensor]
+) -> SoftmaxState:
+    """Merge ``update(x, chunk)`` over all chunks.
+
+    When ``x`` asks for gradients each chunk is recomputed in the backward pass, so that memory
+    stays that of one chunk there too.
+    """
+    state = None
+    for chunk in chunks:
+        if x.requires_grad:
+            part = checkpoint(update, x, chunk, use_reentrant=False)
+        else:
+            part = update(x, chunk)
+        state = part if state is None else state.merge(part)
+    return state

@@ -1,0 +1,102 @@
+"""Metrics: does one denoiser predict another, and are its samples new?
+
+``r2``, ``pearson`` and ``mse`` compare images pair by pair, as the paper compares the samples of
+an analytical denoiser with those of a trained network from the same noise. ``copy_ratio``
+tells a copy of a training image from a new one.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .data import ImageSet
+from .denoisers.base import precise_dtype, training_images
+from .denoisers.optimal import squared_distances
+
+
+def _pairs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if x.shape != y.shape or x.ndim < 2:
+        raise ValueError(f"expected two batches of one shape, got {x.shape} and {y.shape}")
+    return x.flatten(1).double().cpu(), y.flatten(1).double().cpu()
+
+
+def mse(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared difference a pair, (B,), in squared image units."""
+    x, y = _pairs(x, y)
+    return (x - y).square().mean(1)
+
+
+def r2(x: Tensor, y: Tensor) -> Tensor:
+    """The paper's r2 a pair, (B,): 1 - ||x - y||^2 / (n var(y)), y the image to be predicted.
+
+    1 is perfect, 0 is as good as predicting y's own mean grey, negative is worse. It is not a
+    squared correlation: errors of brightness and contrast count.
+    """
+    x, y = _pairs(x, y)
+    return 1 - (x - y).square().mean(1) / y.var(1, unbiased=False)
+
+
+def pearson(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson correlation of the pixels a pair, (B,); blind to brightness and contrast.
+
+    Kamb & Ganguli's released evaluation reports this under the name r2 (chapter 10).
+    """
+    x, y = _pairs(x, y)
+    return torch.cosine_similarity(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True))
+
+
+def bootstrap_interval(
+    values: Tensor,
+    *,
+    statistic: Callable[[Tensor], Tensor] = lambda v: v.mean(-1),
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic of ``values`` (n,), resampling with replacement.
+
+    Raises:
+        ValueError: if there are fewer than two values.
+    """
+    values = torch.as_tensor(values).double().cpu()
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"need a vector of at least 2 values, got shape {tuple(values.shape)}")
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(values), (resamples, len(values)), generator=generator)
+    tail = (1 - level) / 2
+    low, high = torch.quantile(statistic(values[draws]), torch.tensor([tail, 1 - tail]).double())
+    return low.item(), high.item()
+
+
+def nearest_images(
+    x: Tensor, images: ImageSet | Tensor, *, k: int = 2, chunk: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` training images nearest to each of ``x`` (B, C, H, W).
+
+    Returns:
+        distances (B, k), Euclidean over all pixels, ascending, and their indices (B, k).
+    """
+    images = training_images(images)
+    dtype = precise_dtype(x.device)
+    query = x.flatten(1).to(dtype)
+    best = torch.empty(len(x), 0, dtype=dtype, device=x.device)
+    index = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+    for start in range(0, len(images), chunk):
+        part = images[start : start + chunk].flatten(1).to(dtype)
+        distances = squared_distances(query, part).clamp_min(0)
+        places = torch.arange(start, start + len(part), device=x.device).expand(len(x), -1)
+        best, order = torch.cat([best, distances], 1).sort(1)
+        index = torch.cat([index, places], 1).gather(1, order)[:, :k]
+        best = best[:, :k]
+    return best.sqrt().float(), index
+
+
+def copy_ratio(x: Tensor, images: ImageSet | Tensor) -> Tensor:
+    """Distance to the nearest training image over that to the second nearest, (B,).
+
+    Near 0 for a copy and near 1 for an image that resembles no training image in particular;
+    below 1/3 is the usual sign of memorisation (Yoon et al. 2023).
+    """
+    distances, _ = nearest_images(x, images, k=2)
+    return distances[:, 0] / distances[:, 1]

@@ -1,0 +1,84 @@
+"""Sensitivity fields: how much every input pixel moves one output pixel.
+
+The field of a denoiser at a pixel is the gradient of that output pixel with respect to the
+whole input (the paper, figure 1). Denoisers that know their Jacobian in closed form give it
+exactly and fast; for everything else, networks included, autograd does.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .denoisers import Denoiser
+from .schedule import check_sigma
+
+
+def jacobian_rows(
+    denoiser: Denoiser, x: Tensor, sigma: float, pixels: Sequence[int] | Tensor
+) -> Tensor:
+    """Rows dD[m]/dx of the Jacobian for flat output ``pixels`` m, (B, P, D), signed.
+
+    Uses the denoiser's own ``jacobian_rows`` where it has one, else ``autograd_rows``.
+    """
+    pixels = torch.as_tensor(pixels, device=x.device)
+    closed_form = getattr(denoiser, "jacobian_rows", None)
+    if closed_form is not None:
+        return closed_form(x, check_sigma(sigma), pixels)
+    return autograd_rows(denoiser, x, sigma, pixels)
+
+
+def autograd_rows(
+    denoiser: Denoiser, x: Tensor, sigma: float, pixels: Sequence[int] | Tensor
+) -> Tensor:
+    """The same rows by differentiation, one backward pass a pixel; for any denoiser."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        answer = denoiser(x, check_sigma(sigma)).flatten(1)
+        rows = [
+            torch.autograd.grad(answer[:, m].sum(), x, retain_graph=True)[0].flatten(1)
+            for m in torch.as_tensor(pixels).tolist()
+        ]
+    return torch.stack(rows, dim=1)
+
+
+def sensitivity(denoiser: Denoiser, x: Tensor, sigma: float, pixel: tuple[int, int]) -> Tensor:
+    """Field of output ``pixel`` (row, column): the gradient's norm at every input pixel.
+
+    Args:
+        x: (B, C, H, W) noisy images.
+        pixel: which output pixel; all its channels count.
+
+    Returns:
+        (B, H, W), the root of the summed squares over input and output channels, as in the
+        paper's figures. Average it over a batch to see what the denoiser does in general.
+    """
+    channels, height, width = x.shape[1:]
+    row, col = pixel
+    if not (0 <= row < height and 0 <= col < width):
+        raise ValueError(f"pixel {pixel} lies outside images of {height} x {width}")
+    flat = torch.arange(channels) * height * width + row * width + col
+    rows = jacobian_rows(denoiser, x, sigma, flat)  # (B, C, D)
+    return rows.view(len(x), channels, channels, height, width).square().sum((1, 2)).sqrt()
+
+
+def effective_radius(field: Tensor, pixel: tuple[int, int]) -> Tensor:
+    """Root mean square distance, in pixels, of a field's energy from its pixel.
+
+    Args:
+        field: (..., H, W), non-negative.
+
+    Returns:
+        (...): sqrt(sum f^2 d^2 / sum f^2), zero for a field that is one point.
+    """
+    height, width = field.shape[-2:]
+    rows = torch.arange(height, device=field.device) - pixel[0]
+    cols = torch.arange(width, device=field.device) - pixel[1]
+    distance2 = rows[:, None] ** 2 + cols**2
+    energy = field.square()
+    return ((energy * distance2).sum((-2, -1)) / energy.sum((-2, -1))).sqrt()
+
+
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of two fields (..., H, W): 1 for the same shape at any scale."""
+    return torch.cosine_similarity(a.flatten(-2), b.flatten(-2), dim=-1)

@@ -1,0 +1,150 @@
+"""Statistics of a data set: principal components, and the Wiener filter they define.
+
+Everything the paper needs to know about the data is in its mean and its covariance.
+``PCA.fit`` gathers both in one pass over chunks of images, in float64, so the memory does not
+depend on the number of images; ``PCA.wiener_matrix`` turns them into the best linear denoiser.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .data import ImageSet
+from .schedule import check_sigma
+
+
+@dataclass(frozen=True)
+class PCA:
+    """Mean and principal components of images of D = C * H * W pixels.
+
+    Attributes:
+        mean: (D,) float32, the mean image, in image units [-1, 1].
+        eigenvalues: (D,) float32, variances along the components, descending.
+        eigenvectors: (D, k) float32, one component a column; k = D unless truncated.
+        shape: (C, H, W) of one image.
+        count: number of images the statistics were gathered from.
+    """
+
+    mean: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    shape: tuple[int, int, int]
+    count: int
+
+    @classmethod
+    def fit(cls, images: ImageSet | Tensor | Iterable[Tensor], *, chunk: int = 1024) -> "PCA":
+        """Principal components of ``images``, in one pass.
+
+        Args:
+            images: (N, C, H, W), or an iterable of such chunks when N does not fit in memory.
+            chunk: images handled at a time; changes the memory used, not the result.
+
+        The sums run in float64 about the first chunk's mean, because a sum of squares minus a
+        squared sum loses digits when the mean is large beside the spread.
+
+        Raises:
+            ValueError: if there are fewer than two images, or a pixel is not finite.
+        """
+        if isinstance(images, ImageSet):
+            images = images.images
+        chunks = images.split(chunk) if isinstance(images, Tensor) else images
+        count, shape = 0, None
+        for part in chunks:
+            # float64 and LAPACK live on the CPU; some accelerators have neither.
+            flat = part.flatten(1).to("cpu", torch.float64)  # (b, D)
+            if shape is None:
+                shape, origin = tuple(part.shape[1:]), flat.mean(0)
+                total = torch.zeros_like(origin)
+                outer = torch.zeros(origin.numel(), origin.numel(), dtype=torch.float64)
+            flat = flat - origin
+            total += flat.sum(0)
+            outer.addmm_(flat.T, flat)
+            count += len(flat)
+        if count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {count}")
+        if not bool(torch.isfinite(outer).all()):
+            raise ValueError("images hold NaN or infinite pixels, expected finite ones")
+        covariance = (outer - torch.outer(total, total) / count) / (count - 1)
+        return cls.from_covariance(origin + total / count, covariance, shape=shape, count=count)
+
+    @classmethod
+    def from_covariance(
+        cls, mean: Tensor, covariance: Tensor, *, shape: tuple[int, int, int], count: int
+    ) -> "PCA":
+        """Principal components of a given mean (D,) and covariance (D, D)."""
+        values, vectors = torch.linalg.eigh(covariance.to("cpu", torch.float64))
+        # eigh sorts ascending; rounding can leave tiny negative variances.
+        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        return cls(mean.cpu().float(), values.float(), vectors.float(), tuple(shape), count)
+
+    def to(self, device: torch.device | str) -> "PCA":
+        """The same statistics on another device."""
+        return replace(
+            self,
+            mean=self.mean.to(device),
+            eigenvalues=self.eigenvalues.to(device),
+            eigenvectors=self.eigenvectors.to(device),
+        )
+
+    def truncate(self, k: int) -> "PCA":
+        """Keep the eigenvectors of the ``k`` largest eigenvalues (all eigenvalues stay)."""
+        available = self.eigenvectors.shape[1]
+        if not 1 <= k <= available:
+            raise ValueError(f"k must lie between 1 and {available}, got {k}")
+        return replace(self, eigenvectors=self.eigenvectors[:, :k])
+
+    def covariance(self) -> Tensor:
+        """S = U diag(L) U^T, (D, D), of the eigenvectors kept."""
+        return self._spectral(self.eigenvalues[: self.eigenvectors.shape[1]])
+
+    def shrinkage(self, sigma: float) -> Tensor:
+        """s_i = L_i / (L_i + sigma^2), (k,): how much of each component survives the noise."""
+        values = self.eigenvalues[: self.eigenvectors.shape[1]]
+        return values / (values + check_sigma(sigma) ** 2)
+
+    def wiener_matrix(self, sigma: float) -> Tensor:
+        """W = U diag(s) U^T, (D, D), the Wiener filter of the paper (section 4)."""
+        return self._spectral(self.shrinkage(sigma))
+
+    def wiener_rows(self, sigma: float, pixels: Sequence[int] | Tensor) -> Tensor:
+        """Rows of W for the flat output ``pixels``, (P, D), at a cost of P * k * D only."""
+        rows = self.eigenvectors[torch.as_tensor(pixels, device=self.mean.device)]  # (P, k)
+        return (rows * self.shrinkage(sigma)) @ self.eigenvectors.T
+
+    def _spectral(self, values: Tensor) -> Tensor:
+        return (self.eigenvectors * values) @ self.eigenvectors.T
+
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write to ``path`` (safetensors); ``dtype`` is that of the stored eigenvectors."""
+        tensors = {
+            "mean": self.mean.cpu(),
+            "eigenvalues": self.eigenvalues.cpu(),
+            "eigenvectors": self.eigenvectors.cpu().to(dtype).contiguous(),
+        }
+        about = {"shape": json.dumps(self.shape), "count": str(self.count)}
+        save_file(tensors, str(path), metadata=about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PCA":
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is not one of ours.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no principal components at {path}")
+        expected = {"mean", "eigenvalues", "eigenvectors"}
+        with safe_open(str(path), framework="pt") as file:
+            found, about = set(file.keys()), file.metadata() or {}
+            if found != expected or "shape" not in about:
+                raise ValueError(f"{path} should hold {sorted(expected)}, it holds {sorted(found)}")
+            tensors = {key: file.get_tensor(key).float() for key in expected}
+        shape, count = tuple(json.loads(about["shape"])), int(about["count"])
+        return cls(shape=shape, count=count, **tensors)
