@@ -1,9 +1,9 @@
 """Rewrite requirements.lock from requirements.txt, for Python 3.10 to 3.13 on Linux and macOS.
 
-Needs `uv` (pip install uv). One resolution serves every supported interpreter; environment markers
-separate versions where newer releases have dropped an older Python. The CUDA companions of torch are
-left out, so that a CPU build of torch pulls in none of them; scripts/setup_env.py deals with machines
-that have a GPU. Run it from the repository root: `python scripts/update_lock.py`.
+Needs `uv` (pip install uv). One resolution serves every supported interpreter; environment
+markers separate versions where newer releases have dropped an older Python. The CUDA companions of
+torch are left out, so that a CPU build of torch pulls in none of them; scripts/setup_env.py deals
+with machines that have a GPU. Run it as `make lock`.
 """
 
 import re

@@ -1,0 +1,69 @@
+# The book in one command: `make book`. Everything here runs in .venv, made from requirements.lock.
+
+PYTHON ?= python3
+VENV ?= .venv
+# A requirement or a wheel file, and the address of an index of CPU builds: see README.md.
+TORCH ?=
+TORCH_INDEX ?=
+# Seconds one notebook cell may take in the tests.
+CELL_TIMEOUT ?= 300
+PORT ?= 8000
+
+BIN := $(VENV)/bin
+HTML := _build/html
+BUILD := $(BIN)/jupyter-book build . --warningiserror --nitpick --keep-going
+export LOCALITY_PRESET ?= laptop
+
+.DEFAULT_GOAL := help
+.PHONY: help env book test lint unit notebooks strict-book web execute lab serve bench lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+env:
+	@$(PYTHON) scripts/setup_env.py --venv "$(VENV)" --goal "$(or $(MAKECMDGOALS),book)" \
+		--torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
+
+book: env  ## build the pages from the notebooks' stored outputs
+	@$(BUILD) --quiet
+	@echo "The book is built. Open $(CURDIR)/$(HTML)/index.html, or run: make serve"
+
+test: lint unit strict-book web notebooks  ## everything the continuous integration runs
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: env
+	$(BIN)/python -m pytest --ignore=tests/web tests
+
+notebooks: env
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout=$(CELL_TIMEOUT) book
+
+strict-book: env
+	rm -rf _build
+	$(BUILD) --all --quiet
+
+web: env
+	$(BIN)/python -m pytest tests/web
+
+execute: env  ## re-run all notebooks in place, in the laptop preset
+	$(BIN)/python scripts/execute.py $(NOTEBOOKS)
+
+lab: env  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=book
+
+serve: book  ## build and serve the pages on this machine
+	@echo "http://127.0.0.1:$(PORT)/ (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)
+
+bench: env  ## run the benchmarks and write benchmarks/results
+	@set -e; for script in benchmarks/[!_]*.py; do \
+		echo "== $$script"; $(BIN)/python "$$script"; done
+
+lock: env  ## resolve requirements.lock anew (needs uv)
+	$(BIN)/python scripts/update_lock.py
+
+clean:  ## remove what was built, but not .venv
+	rm -rf _build .pytest_cache .ruff_cache

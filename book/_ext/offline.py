@@ -1,0 +1,31 @@
+"""A small Sphinx extension that keeps the pages free of requests to other servers and of errors.
+
+It drops the scripts of sphinx-thebe, which Jupyter Book loads (twice) even where live code is off
+and which would fetch a library from a public server; and it adds the book's own style sheet and the
+script that lets Jupyter widgets typeset formulas with MathJax 3.
+"""
+
+from typing import Any
+
+from sphinx.application import Sphinx
+
+
+def drop_thebe(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Remove the scripts and styles of sphinx-thebe from one page."""
+
+    def is_thebe(script: Any) -> bool:
+        body = getattr(script, "attributes", {}).get("body") or ""
+        return "thebe" in str(getattr(script, "filename", "") or "") or "THEBE_JS_URL" in body
+
+    for key in ("script_files", "css_files"):
+        context[key] = [entry for entry in context[key] if not is_thebe(entry)]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the extension."""
+    app.add_css_file("book.css", priority=900)
+    app.add_js_file("widget-math.js", priority=600)
+    app.connect("html-page-context", drop_thebe, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
