@@ -1,0 +1,1 @@
+"""What only the book needs: figures, presets, self-checks. Science imports none of it."""
