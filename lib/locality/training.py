@@ -1,0 +1,324 @@
+"""Training: `train(...)` is a generator of steps, so a notebook can plot, stop and resume it.
+
+The loss is denoising score matching: x = x0 + sigma * noise, and the squared error of the
+denoiser's x0_hat times `NetworkDenoiser.loss_weight(sigma)`. Everything random in step t (which
+images, which noise, dropout) is drawn from a generator seeded with (seed, t) alone. So the step
+number *is* the sampler's state: a run that is killed and resumed repeats exactly what it would have
+done, and each of several processes can take its share of the same global batch.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from locality.networks import NetworkDenoiser
+
+BANDS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)  # edges of the sigma bands of `Step.bands`
+FORMAT = "locality-training-1"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, read, or used for this run."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train: with the network's first weights and the images, all the result depends on.
+
+    Attributes:
+        steps: optimiser steps (AdamW without weight decay).
+        batch: images per step, over all processes.
+        lr: the learning rate; rises linearly over the first `warmup` steps, then stays, then falls
+            linearly to zero over the last `decay` share of the steps.
+        ema: decay per step of the averaged weights.
+        clip: the largest gradient norm; longer gradients are shortened to it.
+        log_sigma_mean, log_sigma_std: ln(sigma) is normal, stratified within the batch. The default
+            puts 95 % of the noise levels between 0.026 and 21 and reaches all of 0.01 ... 80.
+        flip: mirror half of the images, for data that allow it.
+        bf16: run the network in bfloat16 autocast; weights and optimiser stay in float32.
+        seed: of the order of the images, the noise levels, the noise and dropout.
+    """
+
+    steps: int
+    batch: int = 64
+    lr: float = 1.5e-3
+    warmup: int = 200
+    decay: float = 0.4
+    ema: float = 0.998
+    clip: float = 1.0
+    log_sigma_mean: float = -0.3
+    log_sigma_std: float = 1.7
+    flip: bool = False
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of step `step` = 0, 1, ..., steps - 1."""
+        rise = (step + 1) / max(self.warmup, 1)
+        fall = (self.steps - step) / max(self.decay * self.steps, 1)
+        return self.lr * min(rise, fall, 1.0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step reports.
+
+    Attributes:
+        step: counts from 1.
+        loss: weighted squared error per pixel, mean over the global batch; about 1 at the start.
+        bands: the same by noise level (edges `BANDS`); NaN where the batch had none.
+        lr: the learning rate used.
+        images_per_second: of this step, over all processes.
+        averaged: the denoiser with the averaged weights, always the same object: the one to keep.
+    """
+
+    step: int
+    loss: float
+    bands: tuple[float, ...]
+    lr: float
+    images_per_second: float
+    averaged: NetworkDenoiser
+
+
+def train(
+    denoiser: NetworkDenoiser,
+    images: Tensor,
+    *,
+    config: TrainConfig,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 200,
+) -> Iterator[Step]:
+    """Train `denoiser` in place on `images` (N, C, H, W) in [-1, 1]; yields a `Step` per step.
+
+    Runs on the denoiser's device. With a `checkpoint` path the state is written there every
+    `checkpoint_every` steps and at the end, atomically; if the file exists, the run continues from
+    it. Under `torchrun` (an initialised process group) every process calls this with the same
+    arguments, and the result is that of one process.
+
+    Raises:
+        ValueError: if the batch doesn't fit the data or the number of processes.
+        CheckpointError: if the checkpoint is damaged, belongs to another run, or cannot be written.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if config.batch > len(images):
+        raise ValueError(f"batch={config.batch} is more than the {len(images)} images")
+    if config.batch % world:
+        raise ValueError(f"batch={config.batch} must be divisible by {world} processes")
+    network, device = denoiser.network, next(denoiser.parameters()).device
+    parameters = list(network.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    averaged = deepcopy(denoiser).eval().requires_grad_(False)
+    averages = list(averaged.network.parameters())
+    start = 0
+    if checkpoint is not None:
+        path = Path(checkpoint)
+        run = {"config": asdict(config), "images": digest(images)}
+        if path.exists():
+            start = _load(path, run, network, averaged.network, optimizer)
+        elif rank == 0:
+            _save(path, run, 0, network, averaged.network, optimizer)
+    forward = nn.parallel.DistributedDataParallel(denoiser) if world > 1 else denoiser
+    denoiser.train()
+    epoch_steps = len(images) // config.batch
+    order, order_epoch = None, -1
+    for step in range(start, config.steps):
+        began = time.perf_counter()
+        epoch, position = divmod(step, epoch_steps)
+        if epoch != order_epoch:
+            order, order_epoch = (
+                torch.randperm(len(images), generator=_rng(config.seed, -1 - epoch)),
+                epoch,
+            )
+        chosen = order[position * config.batch : (position + 1) * config.batch]
+        batch, sigma, noise = _draw(images, chosen, config, _rng(config.seed, step))
+        mine = slice(rank, None, world)
+        x0, sigma, noise = (t[mine].to(device) for t in (batch, sigma, noise))
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr_at(step)
+        with torch.random.fork_rng():
+            torch.manual_seed(_seed(config.seed, step) + rank)  # dropout
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                x0_hat = forward(x0 + sigma[:, None, None, None] * noise, sigma)
+            losses = (x0_hat - x0).square().mean((1, 2, 3)) * denoiser.loss_weight(sigma)
+            optimizer.zero_grad()
+            losses.mean().backward()
+        nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimizer.step()
+        decay = min(config.ema, (1 + step) / (10 + step))  # forget the first weights quickly
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - decay)
+        losses, sigma = _gather(losses.detach(), world), _gather(sigma, world)
+        done = step + 1
+        if (
+            checkpoint is not None
+            and rank == 0
+            and (done % checkpoint_every == 0 or done == config.steps)
+        ):
+            _save(path, run, done, network, averaged.network, optimizer)
+        yield Step(
+            step=done,
+            loss=losses.mean().item(),
+            bands=_by_band(losses, sigma),
+            lr=config.lr_at(step),
+            images_per_second=config.batch / (time.perf_counter() - began),
+            averaged=averaged,
+        )
+
+
+def digest(images: Tensor) -> str:
+    """SHA-256 of the images' shape and float32 values: the data's checksum in checkpoints."""
+    sha = hashlib.sha256(repr(tuple(images.shape)).encode())
+    for chunk in images.split(4096):
+        sha.update(chunk.contiguous().cpu().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _seed(seed: int, step: int) -> int:
+    return ((seed & 0x7FFFFFFF) << 32) + (step & 0xFFFFFFFF)
+
+
+def _rng(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(seed, step))
+
+
+def _draw(
+    images: Tensor, chosen: Tensor, config: TrainConfig, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The global batch of one step: images (B, C, H, W), noise levels (B,), noise (B, C, H, W)."""
+    x0 = images[chosen.to(images.device)].cpu()
+    count = len(x0)
+    # One uniform number per stratum: every batch covers all noise levels, which steadies the loss.
+    uniform = (torch.randperm(count, generator=rng) + torch.rand(count, generator=rng)) / count
+    z = math.sqrt(2) * torch.erfinv((2 * uniform - 1).clamp(-0.9999, 0.9999))
+    sigma = (config.log_sigma_mean + config.log_sigma_std * z).exp()
+    if config.flip:
+        mirrored = torch.rand(count, generator=rng) < 0.5
+        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
+    return x0, sigma, torch.randn(x0.shape, generator=rng)
+
+
+def _gather(values: Tensor, world: int) -> Tensor:
+    if world == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(world)]
+    dist.all_gather(parts, values)
+    return torch.stack(parts, dim=1).flatten()
+
+
+def _by_band(losses: Tensor, sigma: Tensor) -> tuple[float, ...]:
+    bands = pairwise(BANDS)
+    return tuple(losses[(sigma >= low) & (sigma < high)].mean().item() for low, high in bands)
+
+
+# --- checkpoints: one safetensors file, its header holds the run's description as JSON ----------
+
+
+def _tensors(network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+    tensors |= {f"averaged.{k}": v for k, v in averaged.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        state = optimizer.state[parameter]
+        for key in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{key}.{name}"] = state.get(key, torch.zeros_like(parameter))
+    return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        sha.update(name.encode())
+        sha.update(tensors[name].numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _save(path: Path, run: dict, step: int, *modules) -> None:
+    tensors = _tensors(*modules)
+    header = {"format": FORMAT, "step": step, "sha256": _checksum(tensors), **run}
+    write_atomically(path, lambda part: save_file(tensors, part, {"locality": json.dumps(header)}))
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write(part)` with a temporary path beside `path`, then put the file in place at once.
+
+    Whatever happens, `path` holds either its old content or all of the new one.
+
+    Raises:
+        CheckpointError: if the file cannot be written; the message says why.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error}; the file of that name, if any, is unchanged"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _load(path: Path, run: dict, network: nn.Module, averaged: nn.Module, optimizer) -> int:
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("locality", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is no checkpoint of this trainer: its format is {header.get('format')!r}, "
+            f"expected {FORMAT!r}"
+        )
+    if header["sha256"] != _checksum(tensors):
+        raise CheckpointError(f"{path} is damaged: its tensors do not match their checksum")
+    if header["images"] != run["images"]:
+        raise CheckpointError(f"{path} belongs to a run on other images")
+    different = {
+        key: (header["config"].get(key), value)
+        for key, value in run["config"].items()
+        if header["config"].get(key) != value
+    }
+    if different:
+        raise CheckpointError(f"{path} belongs to another run; (there, here) differ in {different}")
+    wanted = {k: v.shape for k, v in _tensors(network, averaged, optimizer).items()}
+    if wanted != {k: v.shape for k, v in tensors.items()}:
+        names = sorted(
+            set(wanted) ^ set(tensors)
+            | {k for k in set(wanted) & set(tensors) if wanted[k] != tensors[k].shape}
+        )
+        raise CheckpointError(f"{path} belongs to another network; first difference: {names[0]}")
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    network.load_state_dict(part("network."))
+    averaged.load_state_dict(part("averaged."))
+    if header["step"] > 0:
+        for name, parameter in network.named_parameters():
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(header["step"])),
+                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
+            }
+    return header["step"]
