@@ -1,0 +1,18 @@
+"""Numbers for the text: what a cell computes here, ``{glue:text}`` prints in a paragraph.
+
+The record is the one that the book builder's own ``glue`` leaves in a notebook; writing it here
+keeps the builder out of the packages that a notebook needs to run.
+"""
+
+from IPython.display import display
+
+
+def glue(**texts: str) -> None:
+    """Store formatted numbers under their names, e.g. ``glue(r2_wiener=f"{r2:.2f}")``."""
+    for name, text in texts.items():
+        prefix = "application/papermill.record/"
+        display(
+            {prefix + "text/plain": str(text)},
+            metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
+            raw=True,
+        )
