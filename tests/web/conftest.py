@@ -24,6 +24,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 FLAGS += ["--disable-component-update", "--disable-sync", "--disable-quic"]
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
+PATIENCE = 120_000  # milliseconds; a busy machine may be slow
 
 
 def pages() -> list[str]:
@@ -111,14 +112,10 @@ def watch(page, visit: Visit, server: str) -> None:
 
 
 def settle(page) -> None:
-    """Wait until formulas and widgets are drawn."""
+    """Wait until formulas and widgets are drawn; a widget that is never drawn is measured later."""
     page.wait_for_load_state("networkidle")
     page.evaluate("() => window.MathJax?.startup?.promise")
-    page.wait_for_function(
-        """() => [...document.querySelectorAll('script[type$="widget-view+json"]')]
-            .every((script) => script.parentElement.querySelector('.jupyter-widgets'))""",
-        timeout=15_000,
-    )
+    page.evaluate("(limit) => window.measure.widgetsDrawn(limit)", 15_000)
 
 
 @pytest.fixture(scope="session")
@@ -129,11 +126,12 @@ def visit(browser, server: str, address) -> Callable[[str, str], Visit]:
     def visit_once(name: str, origin: str) -> Visit:
         result = Visit()
         context = browser.new_context(viewport=DESKTOP, color_scheme="light")
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         watch(page, result, server)
         page.goto(address(name, origin))
-        settle(page)
         page.evaluate(MEASURE)
+        settle(page)
         result.measured = page.evaluate("() => window.measure.structure()")
         for theme in ("light", "dark"):
             page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)

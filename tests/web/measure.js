@@ -28,7 +28,7 @@
       broken: [...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src),
       formulas: formulas.length,
       undrawn: formulas.filter((f) => !f.querySelector("mjx-container svg")).map(text),
-      wrong: [...article.querySelectorAll("mjx-merror, [data-mjx-error]")].map(text),
+      wrong: [...article.querySelectorAll('mjx-merror, [data-mjx-error], mjx-container [fill="red"]')].map(text),
       unnamed: controls
         .filter((control) => visible(control) && control.type !== "hidden" && !name(control)?.trim())
         .map(describe),
@@ -38,8 +38,22 @@
       duplicates: [...document.querySelectorAll("[id]")]
         .map((element) => element.id)
         .filter((id, index, all) => id && all.indexOf(id) !== index),
+      stuck: stuckWidgets().length,
       dead: deadControls(),
     };
+  }
+
+  // Places of widgets that nothing has been drawn into.
+  function stuckWidgets() {
+    return [...document.querySelectorAll('script[type$="widget-view+json"]')]
+      .filter((script) => !script.parentElement.querySelector(".jupyter-widgets"));
+  }
+
+  async function widgetsDrawn(limit) {
+    const end = performance.now() + limit;
+    while (stuckWidgets().length && performance.now() < end) {
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
   }
 
   // Widgets whose control drives nothing on a page without a kernel: no link mentions them.
@@ -123,5 +137,5 @@
     return { page: document.documentElement.scrollWidth - window.innerWidth, out };
   }
 
-  window.measure = { structure, contrast, overflow };
+  window.measure = { structure, contrast, overflow, widgetsDrawn };
 })();

@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 DESKTOP = {"width": 1280, "height": 900}
+PATIENCE = 120_000  # milliseconds; a busy machine may be slow
 
 
 def test_no_request_leaves_the_book(visit, name, origin):
@@ -24,6 +25,10 @@ def test_formulas_are_drawn(visit, name, origin):
     measured = visit(name, origin).measured
     assert measured["undrawn"] == []
     assert measured["wrong"] == []
+
+
+def test_no_widget_is_stuck(visit, name, origin):
+    assert visit(name, origin).measured["stuck"] == 0
 
 
 def test_no_control_is_dead(visit, name, origin):
@@ -68,6 +73,7 @@ def test_nothing_overflows_a_phone(visit, name):
 def test_keyboard_reaches_everything_in_order(browser, address, name):
     """Tab from the top: the skip link comes first, then forward through the page, in sight."""
     context = browser.new_context(viewport=DESKTOP)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(address(name, "http"))
     page.wait_for_load_state("load")
@@ -103,6 +109,7 @@ def test_keyboard_reaches_everything_in_order(browser, address, name):
 def test_readable_without_javascript(browser, visit, address, name):
     """Without scripts, every paragraph, cell and picture of the page is still shown."""
     context = browser.new_context(viewport=DESKTOP, java_script_enabled=False)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(address(name, "file"))
     article = page.locator("article")
@@ -121,6 +128,7 @@ def test_readable_without_javascript(browser, visit, address, name):
 def test_sliders_move_something(browser, address, name):
     """A slider on the static page changes what stands around it, with the keyboard."""
     context = browser.new_context(viewport=DESKTOP)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(address(name, "file"))
     page.wait_for_load_state("networkidle")
