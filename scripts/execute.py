@@ -17,6 +17,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
+
 from notebooks import ROOT, paths, with_first_cell, write
 
 CELL_TIMEOUT = 1800  # seconds; the GPU and paper presets train inside a cell
