@@ -18,6 +18,8 @@ from torch import Tensor
 from .data import ImageSet
 from .schedule import check_sigma
 
+BASES = Path(__file__).parent / "_bases"
+
 
 @dataclass(frozen=True)
 class PCA:
@@ -26,7 +28,9 @@ class PCA:
     Attributes:
         mean: (D,) float32, the mean image, in image units [-1, 1].
         eigenvalues: (D,) float32, variances along the components, descending.
-        eigenvectors: (D, k) float32, one component a column; k = D unless truncated.
+        eigenvectors: (D, k) float32, one component a column. Where k < D the components that are
+            missing count as all alike: they share the mean of what their eigenvalues give
+            (probabilistic PCA, Tipping & Bishop 1999).
         shape: (C, H, W) of one image.
         count: number of images the statistics were gathered from.
     """
@@ -100,25 +104,38 @@ class PCA:
         return replace(self, eigenvectors=self.eigenvectors[:, :k])
 
     def covariance(self) -> Tensor:
-        """S = U diag(L) U^T, (D, D), of the eigenvectors kept."""
-        return self._spectral(self.eigenvalues[: self.eigenvectors.shape[1]])
+        """S = U diag(L) U^T, (D, D)."""
+        return self._rows(self.eigenvalues, slice(None))
 
     def shrinkage(self, sigma: float) -> Tensor:
-        """s_i = L_i / (L_i + sigma^2), (k,): how much of each component survives the noise."""
-        values = self.eigenvalues[: self.eigenvectors.shape[1]]
-        return values / (values + check_sigma(sigma) ** 2)
+        """s_i = L_i / (L_i + sigma^2), (D,): how much of each component survives the noise."""
+        return self.eigenvalues / (self.eigenvalues + check_sigma(sigma) ** 2)
 
     def wiener_matrix(self, sigma: float) -> Tensor:
         """W = U diag(s) U^T, (D, D), the Wiener filter of the paper (section 4)."""
-        return self._spectral(self.shrinkage(sigma))
+        return self._rows(self.shrinkage(sigma), slice(None))
 
     def wiener_rows(self, sigma: float, pixels: Sequence[int] | Tensor) -> Tensor:
         """Rows of W for the flat output ``pixels``, (P, D), at a cost of P * k * D only."""
-        rows = self.eigenvectors[torch.as_tensor(pixels, device=self.mean.device)]  # (P, k)
-        return (rows * self.shrinkage(sigma)) @ self.eigenvectors.T
+        return self._rows(self.shrinkage(sigma), torch.as_tensor(pixels, device=self.mean.device))
 
-    def _spectral(self, values: Tensor) -> Tensor:
-        return (self.eigenvectors * values) @ self.eigenvectors.T
+    def apply(self, values: Tensor, x: Tensor) -> Tensor:
+        """U diag(values) U^T x for flat ``x`` (B, D), without forming the matrix."""
+        leading, rest = self._split(values)
+        return ((x @ self.eigenvectors) * leading) @ self.eigenvectors.T + rest * x
+
+    def _rows(self, values: Tensor, pixels: slice | Tensor) -> Tensor:
+        leading, rest = self._split(values)
+        rows = (self.eigenvectors[pixels] * leading) @ self.eigenvectors.T
+        places = torch.arange(len(self.mean), device=self.mean.device)[pixels]
+        rows[torch.arange(len(places), device=places.device), places] += rest
+        return rows
+
+    def _split(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (D,) as a common part of all directions and what the k kept ones add to it."""
+        k = self.eigenvectors.shape[1]
+        rest = values[k:].mean() if k < len(values) else values.new_zeros(())
+        return values[:k] - rest, rest
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write to ``path`` (safetensors); ``dtype`` is that of the stored eigenvectors."""
@@ -148,3 +165,21 @@ class PCA:
             tensors = {key: file.get_tensor(key).float() for key in expected}
         shape, count = tuple(json.loads(about["shape"])), int(about["count"])
         return cls(shape=shape, count=count, **tensors)
+
+
+def load_basis(name: str) -> PCA:
+    """The principal components that ship with the package for a set whose images cannot.
+
+    Means, all eigenvalues and the leading eigenvectors (float16) of CelebA, AFHQ cats, CIFAR-10,
+    MNIST and Olivetti at up to 32 x 32; the card beside each file says from which images.
+
+    Raises:
+        ValueError: if there is no basis of that name.
+    """
+    path = BASES / f"{name}.safetensors"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in BASES.glob("*.safetensors")))
+        raise ValueError(
+            f"no principal components of {name!r} ship with locality; there are {names}"
+        )
+    return PCA.load(path)

@@ -23,10 +23,8 @@ class WienerDenoiser:
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Linear posterior mean, (B, C, H, W), of the noisy images ``x`` (B, C, H, W)."""
         check_shape(x, self.shape)
-        basis = self.pca.eigenvectors
-        coefficients = (x.flatten(1) - self.pca.mean) @ basis  # (B, k)
-        answer = self.pca.mean + (coefficients * self.pca.shrinkage(sigma)) @ basis.T
-        return answer.view_as(x)
+        centred = x.flatten(1) - self.pca.mean
+        return (self.pca.mean + self.pca.apply(self.pca.shrinkage(sigma), centred)).view_as(x)
 
     def jacobian_rows(self, x: Tensor, sigma: float, pixels: Tensor) -> Tensor:
         """Rows of dD/dx for the flat output ``pixels``, (B, P, D): the same W for every x."""
