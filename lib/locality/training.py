@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from locality.networks import NetworkDenoiser
+from .denoisers.base import Denoiser
+from .networks import NetworkDenoiser
 
 BANDS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)  # edges of the sigma bands of `Step.bands`
 FORMAT = "locality-training-1"
@@ -124,6 +125,7 @@ def train(
         raise ValueError(f"batch={config.batch} must be divisible by {world} processes")
     network, device = denoiser.network, next(denoiser.parameters()).device
     parameters = list(network.parameters())
+    seconds = 0.0
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
     averaged = deepcopy(denoiser).eval().requires_grad_(False)
     averages = list(averaged.network.parameters())
@@ -132,9 +134,9 @@ def train(
         path = Path(checkpoint)
         run = {"config": asdict(config), "images": digest(images)}
         if path.exists():
-            start = _load(path, run, network, averaged.network, optimizer)
+            start, seconds = _resume(path, run, network, averaged.network, optimizer)
         elif rank == 0:
-            _save(path, run, 0, network, averaged.network, optimizer)
+            _save(path, run | {"step": 0, "seconds": 0.0}, network, averaged.network, optimizer)
     forward = nn.parallel.DistributedDataParallel(denoiser) if world > 1 else denoiser
     denoiser.train()
     epoch_steps = len(images) // config.batch
@@ -143,17 +145,15 @@ def train(
         began = time.perf_counter()
         epoch, position = divmod(step, epoch_steps)
         if epoch != order_epoch:
-            order, order_epoch = (
-                torch.randperm(len(images), generator=_rng(config.seed, -1 - epoch)),
-                epoch,
-            )
+            order = torch.randperm(len(images), generator=_rng(config.seed, -1 - epoch))
+            order_epoch = epoch
         chosen = order[position * config.batch : (position + 1) * config.batch]
         batch, sigma, noise = _draw(images, chosen, config, _rng(config.seed, step))
         mine = slice(rank, None, world)
         x0, sigma, noise = (t[mine].to(device) for t in (batch, sigma, noise))
         for group in optimizer.param_groups:
             group["lr"] = config.lr_at(step)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_seed(config.seed, step) + rank)  # dropout
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
                 x0_hat = forward(x0 + sigma[:, None, None, None] * noise, sigma)
@@ -167,20 +167,43 @@ def train(
             torch._foreach_lerp_(averages, parameters, 1 - decay)
         losses, sigma = _gather(losses.detach(), world), _gather(sigma, world)
         done = step + 1
+        elapsed = time.perf_counter() - began
+        seconds += elapsed
         if (
             checkpoint is not None
             and rank == 0
             and (done % checkpoint_every == 0 or done == config.steps)
         ):
-            _save(path, run, done, network, averaged.network, optimizer)
+            progress = {"step": done, "seconds": seconds}
+            _save(path, run | progress, network, averaged.network, optimizer)
         yield Step(
             step=done,
             loss=losses.mean().item(),
             bands=_by_band(losses, sigma),
             lr=config.lr_at(step),
-            images_per_second=config.batch / (time.perf_counter() - began),
+            images_per_second=config.batch / elapsed,
             averaged=averaged,
         )
+
+
+@torch.no_grad()
+def held_out_loss(
+    denoiser: Denoiser, images: Tensor, sigmas: Sequence[float], *, seed: int = 0, chunk: int = 250
+) -> list[float]:
+    """Mean squared error per pixel of ``denoiser`` on noised ``images`` (N, C, H, W), per sigma.
+
+    The noise depends on the seed and the noise level's place in ``sigmas`` only: every denoiser
+    sees the same noisy images, whatever the chunk.
+    """
+    losses = []
+    for index, sigma in enumerate(sigmas):
+        noise = torch.randn(images.shape, generator=_rng(seed, index)).to(images.device)
+        total = 0.0
+        for x0, z in zip(images.split(chunk), noise.split(chunk)):
+            x0_hat = denoiser(x0 + sigma * z, sigma)
+            total += (x0_hat - x0).square().sum(dtype=torch.float64).item()
+        losses.append(total / images.numel())
+    return losses
 
 
 def digest(images: Tensor) -> str:
@@ -249,13 +272,13 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _save(path: Path, run: dict, step: int, *modules) -> None:
+def _save(path: Path, run: dict, *modules) -> None:
     tensors = _tensors(*modules)
-    header = {"format": FORMAT, "step": step, "sha256": _checksum(tensors), **run}
+    header = {"format": FORMAT, "sha256": _checksum(tensors), **run}
     write_atomically(path, lambda part: save_file(tensors, part, {"locality": json.dumps(header)}))
 
 
-def write_atomically(path: Path, write) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write(part)` with a temporary path beside `path`, then put the file in place at once.
 
     Whatever happens, `path` holds either its old content or all of the new one.
@@ -278,13 +301,29 @@ def write_atomically(path: Path, write) -> None:
         part.unlink(missing_ok=True)
 
 
-def _load(path: Path, run: dict, network: nn.Module, averaged: nn.Module, optimizer) -> int:
+def load_checkpoint(path: str | Path, denoiser: NetworkDenoiser) -> dict:
+    """Give ``denoiser`` the averaged weights of a checkpoint of `train`; returns what it tells.
+
+    That is "step", "seconds" (training time so far), "config" and "images" (the data's checksum).
+
+    Raises:
+        CheckpointError: if the file is damaged, no checkpoint, or of another network.
+    """
+    header, tensors = _read(Path(path))
+    _check_shapes(path, _starting(tensors, "averaged."), denoiser.network.state_dict())
+    denoiser.network.load_state_dict(_starting(tensors, "averaged."))
+    return {key: header[key] for key in ("step", "seconds", "config", "images")}
+
+
+def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("locality", "{}"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint: {error}; expected a safetensors file"
+        ) from error
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is no checkpoint of this trainer: its format is {header.get('format')!r}, "
@@ -292,28 +331,40 @@ def _load(path: Path, run: dict, network: nn.Module, averaged: nn.Module, optimi
         )
     if header["sha256"] != _checksum(tensors):
         raise CheckpointError(f"{path} is damaged: its tensors do not match their checksum")
+    return header, tensors
+
+
+def _check_shapes(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    sizes = [{k: tuple(v.shape) for k, v in tensors.items()} for tensors in (found, expected)]
+    for name in sorted(sizes[0].keys() | sizes[1].keys()):
+        there, here = (size.get(name) for size in sizes)
+        if there != here:
+            raise CheckpointError(
+                f"{path} belongs to another network: {name} has shape {there}, expected {here}"
+            )
+
+
+def _starting(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _resume(
+    path: Path, run: dict, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.AdamW
+) -> tuple[int, float]:
+    """Put the state of a checkpoint of this very run in place; returns its step and seconds."""
+    header, tensors = _read(path)
     if header["images"] != run["images"]:
-        raise CheckpointError(f"{path} belongs to a run on other images")
-    different = {
-        key: (header["config"].get(key), value)
-        for key, value in run["config"].items()
-        if header["config"].get(key) != value
-    }
-    if different:
-        raise CheckpointError(f"{path} belongs to another run; (there, here) differ in {different}")
-    wanted = {k: v.shape for k, v in _tensors(network, averaged, optimizer).items()}
-    if wanted != {k: v.shape for k, v in tensors.items()}:
-        names = sorted(
-            set(wanted) ^ set(tensors)
-            | {k for k in set(wanted) & set(tensors) if wanted[k] != tensors[k].shape}
-        )
-        raise CheckpointError(f"{path} belongs to another network; first difference: {names[0]}")
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    network.load_state_dict(part("network."))
-    averaged.load_state_dict(part("averaged."))
+        raise CheckpointError(f"{path} belongs to a run on other images; choose another path")
+    for key, here in run["config"].items():
+        there = header["config"].get(key)
+        if there != here:
+            raise CheckpointError(
+                f"{path} belongs to a run with {key}={there}, this one has {key}={here}; "
+                "choose another path"
+            )
+    _check_shapes(path, tensors, _tensors(network, averaged, optimizer))
+    network.load_state_dict(_starting(tensors, "network."))
+    averaged.load_state_dict(_starting(tensors, "averaged."))
     if header["step"] > 0:
         for name, parameter in network.named_parameters():
             optimizer.state[parameter] = {
@@ -321,4 +372,4 @@ def _load(path: Path, run: dict, network: nn.Module, averaged: nn.Module, optimi
                 "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
             }
-    return header["step"]
+    return header["step"], header["seconds"]

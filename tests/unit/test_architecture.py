@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "lib" / "locality"
 # Data flows one way. A module may import those of its own layer and of the layers before.
 LAYERS = [
-    {"data", "schedule"},
+    {"data", "schedule", "shapes"},
     {"stats"},
     {"denoisers", "networks"},
     {"distributed", "training", "zoo"},

@@ -1,6 +1,9 @@
-"""Trained denoisers: a UNet, a DiT and a linear map, each behind the same preconditioning."""
+"""Trained networks: a UNet, a DiT and a linear map, all behind the same preconditioning."""
 
-from locality.networks.precondition import NetworkDenoiser
-from locality.networks.unet import UNet
+from .classifier import Classifier
+from .dit import DiT
+from .linear import LinearDenoiser
+from .precondition import NetworkDenoiser
+from .unet import UNet
 
-__all__ = ["NetworkDenoiser", "UNet"]
+__all__ = ["Classifier", "DiT", "LinearDenoiser", "NetworkDenoiser", "UNet"]

@@ -10,7 +10,7 @@ et al. 2022, section 5), or so that it predicts the noise from DDPM's scaled ima
 import torch
 from torch import Tensor, nn
 
-from locality.schedule import DDPM_TIMESTEPS, alpha_bar_from_sigma, ddpm_alpha_bars
+from ..schedule import DDPM_TIMESTEPS, alpha_bar_from_sigma, ddpm_alpha_bars
 
 PARAMETRISATIONS = ("edm", "eps")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locality.networks.embedding import NoiseEmbedding
+from .embedding import NoiseEmbedding
 
 
 class ResidualBlock(nn.Module):

@@ -1,0 +1,58 @@
+"""A linear denoiser: for every noise level one matrix and one bias, all made from the same factors.
+
+A full matrix per noise level would be large (784 x 784 numbers for a 28x28 image), and each would
+learn from its own noise level only. Instead a small hypernetwork maps the noise level to `rank`
+gains, a bias and one scalar, between two learned matrices that all noise levels share. This loses
+nothing: the best linear denoisers of all noise levels (the Wiener filters) share their
+eigenvectors, so they lie in this family when `rank` is the number of pixels; and the scalar keeps
+the many directions of little variance right when `rank` is smaller. Nothing in it knows about
+principal components: the matrices start random and are learned by the same loss as the UNet's.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .embedding import NoiseEmbedding
+
+
+class LinearDenoiser(nn.Module):
+    """Maps an image (B, C, H, W) and a noise label (B,) to decoder g(label) encoder x + s x + b.
+
+    For a fixed noise label it is affine in the image; its matrix is symmetric only if training
+    makes it so.
+
+    Args:
+        shape: (C, H, W) of one image.
+        rank: columns of the learned matrices, at most C * H * W (the default).
+        features: width of the hypernetwork.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], *, rank: int | None = None, features: int = 64):
+        super().__init__()
+        pixels = shape[0] * shape[1] * shape[2]
+        rank = rank or pixels
+        if not 1 <= rank <= pixels:
+            raise ValueError(f"rank must lie between 1 and {pixels}, got {rank}")
+        self.shape = tuple(shape)
+        self.embed = NoiseEmbedding(features, features)
+        self.encoder = nn.Linear(pixels, rank, bias=False)
+        self.decoder = nn.Linear(rank, pixels, bias=False)
+        self.gains = nn.Linear(features, rank)
+        self.bias = nn.Linear(features, pixels)
+        self.scale = nn.Linear(features, 1)
+        nn.init.orthogonal_(self.encoder.weight)
+        with torch.no_grad():  # starts as a multiple of a projection, with all gains at zero
+            self.decoder.weight.copy_(self.encoder.weight.T)
+        for layer in (self.gains, self.bias, self.scale):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+        """(B, C, H, W) and (B,) to (B, C, H, W)."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"expected images of shape {self.shape}, got {tuple(x.shape[1:])}")
+        embedding = nn.functional.silu(self.embed(noise_label))
+        flat = x.flatten(1)
+        answer = self.decoder(self.gains(embedding) * self.encoder(flat))
+        answer = answer + self.scale(embedding) * flat + self.bias(embedding)
+        return answer.view_as(x)
