@@ -223,6 +223,8 @@ def _to_tensor(
     """The first `count` images of uint8 blocks (b, H, W, C) as float32 (count, C, H, W)."""
     images, start = None, 0
     for where, block in blocks:
+        if start == count:  # asking for one block more lets a reader check the end of its file
+            break
         block = block[: count - start]
         if gray and block.shape[3] == 3:
             block = _luma(block)
@@ -241,8 +243,6 @@ def _to_tensor(
         part.numpy()[...] = block.transpose(0, 3, 1, 2)
         part.div_(127.5).sub_(1)
         start += len(block)
-        if start == count:
-            break
     return images
 
 
@@ -408,14 +408,16 @@ def _read_folder(root: Path, split: str, size: int | None, *, only: str | None =
 
 
 def _read_celeba(root: Path, split: str, size: int | None) -> _Raw:
-    """Aligned faces, cut to the face. The complete set has an official partition by file number
-    (training 1 to 162,770, test 182,638 to 202,599); a part of it is split like any folder."""
-    files = _images_below([root])
-    if len(files) == 202_599:
-        files = files[:162_770] if split == "train" else files[182_637:]
-    else:
-        files = _part(files, split)
+    files = _celeba_part(_images_below([root]), split)
     return len(files), (_open_image(path, crop=_celeba_face) for path in files), None
+
+
+def _celeba_part(files: list[Path], split: str) -> list[Path]:
+    """The official partition goes by file number: training 1 to 162,770, validation, test from
+    182,638. Where there is only a part of the 202,599 files, it is split like any folder."""
+    if len(files) != 202_599:
+        return _part(files, split)
+    return files[:162_770] if split == "train" else files[182_637:]
 
 
 def _celeba_face(picture: Image.Image, path: Path) -> Image.Image:
