@@ -3,6 +3,7 @@
 Everything the paper needs to know about the data is in its mean and its covariance.
 ``PCA.fit`` gathers both in one pass over chunks of images, in float64, so the memory does not
 depend on the number of images; ``PCA.wiener_matrix`` turns them into the best linear denoiser.
+``single_frequency_share`` and ``radial_power`` compare the components with a Fourier basis.
 """
 
 import json
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import scipy.fft
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -183,3 +185,59 @@ def load_basis(name: str) -> PCA:
             f"no principal components of {name!r} ship with locality; there are {names}"
         )
     return PCA.load(path)
+
+
+def single_frequency_share(pca: PCA, k: int) -> Tensor:
+    """How nearly each of the ``k`` leading components is a wave of one spatial frequency, (k,).
+
+    A component's power over the cosines of the DCT-II, the Fourier basis of a patch that does not
+    repeat beyond its border, is counted in the ring |f - f0| <= 1/2 that holds the most of it, f
+    in half cycles per image side. A ring and not a single cosine, because an isotropic set gives
+    all directions of a frequency the same variance, and PCA may return any mixture of them.
+
+    Returns:
+        shares between 0 and 1, 1 for a wave of one frequency; channels are summed.
+
+    Raises:
+        ValueError: if images are not square, or the basis has fewer than ``k`` eigenvectors.
+    """
+    available = pca.eigenvectors.shape[1]
+    if not 1 <= k <= available:
+        raise ValueError(f"k must lie between 1 and {available}, got {k}")
+    power, frequency = _cosine_power(pca.truncate(k)).sum(1), _frequencies(pca)
+    centres = torch.arange(0, frequency.max().item() + 0.25, 0.25, dtype=frequency.dtype)
+    rings = (frequency - centres[:, None, None]).abs() <= 0.5  # (rings, H, W)
+    return torch.einsum("khw,rhw->kr", power, rings.to(power)).amax(1).float()
+
+
+def radial_power(pca: PCA) -> tuple[Tensor, Tensor]:
+    """Mean variance of the data along the cosines of each radial frequency.
+
+    Returns:
+        frequencies (H,), 0 to H - 1 in half cycles per image side, and the variance a cosine,
+        (H,), in squared image units: the mean over the cosines whose frequency rounds to it and
+        over channels. About frequency^-2 for photographs (Field 1987).
+
+    Raises:
+        ValueError: if images are not square.
+    """
+    leading, rest = pca._split(pca.eigenvalues.cpu().double())
+    power = (torch.einsum("k,kchw->chw", leading, _cosine_power(pca)) + rest).mean(0)  # (H, W)
+    ring = _frequencies(pca).round()
+    frequencies = torch.arange(pca.shape[1])
+    return frequencies, torch.stack([power[ring == f].mean() for f in frequencies]).float()
+
+
+def _cosine_power(pca: PCA) -> Tensor:
+    """Squared DCT-II coefficients of every component, (k, C, H, W) float64, on the CPU."""
+    waves = pca.eigenvectors.T.reshape(-1, *pca.shape).cpu().double().numpy()
+    return torch.from_numpy(scipy.fft.dctn(waves, axes=(2, 3), norm="ortho")).square()
+
+
+def _frequencies(pca: PCA) -> Tensor:
+    """Radial frequency of each cosine, (H, W) float64, in half cycles per image side."""
+    _, height, width = pca.shape
+    if height != width:
+        raise ValueError(f"radial frequencies need square images, got {height} x {width}")
+    places = torch.arange(height, dtype=torch.float64)
+    return torch.hypot(places[:, None], places)
