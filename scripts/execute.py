@@ -24,6 +24,7 @@ CELL_TIMEOUT = 1800  # seconds; the GPU and paper presets train inside a cell
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def tidy(notebook: NotebookNode) -> list[str]:
@@ -43,6 +44,19 @@ def tidy(notebook: NotebookNode) -> list[str]:
                 kept.append(output)
         cell.outputs = kept
     return complaints
+
+
+def drop_live_controls(notebook: NotebookNode) -> None:
+    """Remove, in place, the widgets of cells that the page leaves out: they need a kernel."""
+    shown = False
+    for cell in notebook.cells:
+        if {"remove-cell", "remove-output"} & set(cell.metadata.get("tags", [])):
+            kept = [o for o in cell.get("outputs", []) if WIDGET_VIEW not in o.get("data", {})]
+            if cell.cell_type == "code":
+                cell.outputs = kept
+        shown |= any(WIDGET_VIEW in o.get("data", {}) for o in cell.get("outputs", []))
+    if not shown:
+        notebook.metadata.pop("widgets", None)
 
 
 def machine_paths(notebook: NotebookNode) -> list[str]:
@@ -84,6 +98,7 @@ def run(path: Path) -> None:
     client.execute()
     for complaint in tidy(notebook):
         print(f"    stderr of {complaint}", flush=True)
+    drop_live_controls(notebook)
     if found := machine_paths(notebook):
         sys.exit(f"{path.name}: {'; '.join(found)}: not stored")
     write(rename_widgets(notebook, re.sub(r"\W", "-", path.stem)), path)

@@ -19,7 +19,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HTML = Path(os.environ.get("LOCALITY_HTML", ROOT / "_build" / "html")).resolve()
 MEASURE = (Path(__file__).parent / "measure.js").read_text()
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
+BROWSERS += ["/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"]
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--disable-quic"]
 PHONE = {"width": 390, "height": 844}

@@ -60,11 +60,22 @@
   function deadControls() {
     const script = document.querySelector('script[type$="widget-state+json"]');
     if (!script) return [];
-    const models = Object.entries(JSON.parse(script.textContent).state);
+    const state = JSON.parse(script.textContent).state;
+    const shown = new Set();
+    const show = (id) => {
+      if (shown.has(id) || !state[id]) return;
+      shown.add(id);
+      JSON.stringify(state[id].state).match(/IPY_MODEL_[\w-]+/g)
+        ?.forEach((reference) => show(reference.slice("IPY_MODEL_".length)));
+    };
+    document.querySelectorAll('script[type$="widget-view+json"]')
+      .forEach((view) => show(JSON.parse(view.textContent).model_id));
+    const models = Object.entries(state);
     const links = models.filter(([, model]) => model.model_name.includes("Link"));
     const linked = JSON.stringify(links.map(([, model]) => model.state));
     const control = /Slider|Dropdown|Checkbox|ToggleButton|RadioButtons|Select|Text$|Button|Play/;
     return models
+      .filter(([id]) => shown.has(id))
       .filter(([, model]) => control.test(model.model_name.replace(/Model$/, "")))
       .filter(([, model]) => !/Style/.test(model.model_name))
       .filter(([id]) => !linked.includes(id))

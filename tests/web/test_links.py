@@ -36,3 +36,9 @@ def test_links_lead_somewhere(html):
             if not file.exists() or (fragment and unquote(fragment) not in known):
                 lost.append(f"{path.name}: {link}")
     assert lost == []
+
+
+def test_no_page_names_a_folder_of_the_machine(html):
+    root = str(Path(__file__).resolve().parents[2])
+    pages = [path for path in html.rglob("*.html") if "_static" not in path.parts]
+    assert [path.name for path in pages if root in path.read_text(encoding="utf-8")] == []
