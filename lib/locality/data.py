@@ -686,6 +686,8 @@ def _how_to_get(name: str) -> str:
     source = _SETS[name]
     given = os.environ.get("LOCALITY_DATA")
     state = f"is {given!r}" if given else "is not set"
+    if given and not Path(given).expanduser().is_dir():
+        state += f", no folder as seen from {Path.cwd()}"
     ways = [
         f"put its files into the folder {source.folders[0]} of a folder that the environment "
         f"variable LOCALITY_DATA names (it {state})",

@@ -481,6 +481,12 @@ def test_sets_that_are_not_downloaded(name, monkeypatch):
     assert data._SETS[name].home in message
 
 
+def test_locality_data_that_is_no_folder(monkeypatch):
+    monkeypatch.setenv("LOCALITY_DATA", "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"it is 'nowhere', no folder as seen from /"):
+        load("celeba")
+
+
 def test_debian_package_is_named(monkeypatch, server, mnist_from):
     mnist_from(server, name="fashion-mnist-full")
     source = replace(data._SETS["fashion-mnist-full"], places=())

@@ -3,6 +3,8 @@
 import gzip
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +150,23 @@ def test_resizing_takes_the_central_square(here):
     wide[:, :, 10:20] = 255
     write_images(here / "set", wide)
     assert (load("folder:set", size=10).images == 1).all()
+
+
+def test_memory_is_that_of_the_result(here):
+    """40,000 images are 120 MiB as float32; reading them takes little more."""
+    write_idx(here / "mnist" / "train-images-idx3-ubyte.gz", np.zeros((40_000, 28, 28), np.uint8))
+    write_idx(here / "mnist" / "train-labels-idx1-ubyte.gz", np.zeros(40_000, np.uint8))
+    code = """if True:
+        import resource, sys
+        from locality.data import load
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak()
+        size = load("mnist").images.nbytes
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        print(((peak() - before) * unit - size) / 2**20)"""
+    extra = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert float(extra.stdout) < 40, "MiB beyond the images"
 
 
 # --- formats -------------------------------------------------------------------------------------
