@@ -24,7 +24,7 @@ from locality import zoo
 from locality.data import load
 from locality.denoisers import OptimalDenoiser, WienerDenoiser
 from locality.metrics import r2
-from locality.networks import Classifier, NetworkDenoiser
+from locality.networks import Classifier, NetworkDenoiser, architecture, build
 from locality.shapes import add_shape, letter_w
 from locality.stats import PCA
 from locality.training import (
@@ -61,10 +61,9 @@ FASHION = {"name": "fashion-mnist-full"}
 FASHION_W = {"name": "fashion-mnist-full", "shape": "W"}
 CELEBA = {"name": "celeba", "size": 32}
 CIFAR_GRAY = {"name": "cifar10", "gray": True}
-UNET = {"kind": "unet", "image_channels": 1, "channels": (16, 32, 64), "blocks": 1, "groups": 8}
-UNET_RGB = {**UNET, "image_channels": 3, "channels": (32, 32, 64)}
-DIT = {"kind": "dit", "image_channels": 1, "patch": 4, "width": 128, "depth": 6, "heads": 4}
-LINEAR = {"kind": "linear", "shape": (1, 28, 28)}
+UNET, DIT = architecture("unet", (1, 28, 28)), architecture("dit", (1, 28, 28))
+UNET_RGB = architecture("unet", (3, 32, 32))
+LINEAR = architecture("linear", (1, 28, 28))
 SHORT = TrainConfig(steps=5000, bf16=True)
 LINEAR_TRAINING = TrainConfig(steps=10_000, batch=256, lr=4e-3, decay=0.7)
 RECIPES = {
@@ -131,8 +130,10 @@ def add_to_zoo(name: str, denoiser: NetworkDenoiser, images: Tensor, seconds: fl
     about = {
         "name": name,
         "network": recipe.network,
+        "shape": tuple(images.shape[1:]),
         "parameters": sum(p.numel() for p in denoiser.parameters()),
         "sigma_data": denoiser.sigma_data,
+        "parametrisation": denoiser.parametrisation,
         "data": {**recipe.data, "images": len(images), "sha256": digest(images)},
         "training": asdict(recipe.training),
         "images_seen": recipe.training.steps * recipe.training.batch,
@@ -158,7 +159,8 @@ def train_denoiser(name: str, device: str) -> None:
     images = images_of(recipe.data, "train")
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.training.seed)
-        denoiser = zoo.build({"network": recipe.network, "sigma_data": images.std().item()})
+        network = build(recipe.network)
+    denoiser = NetworkDenoiser(network, sigma_data=images.std().item())
     path = RUNS / f"{name.replace('/', '-')}.safetensors"
     smooth, began = None, time.time()
     for step in train(denoiser.to(device), images, config=recipe.training, checkpoint=path):
@@ -194,10 +196,10 @@ def train_classifier(device: str) -> None:
             optimizer.step()
             schedule.step()
         print(f"{CLASSIFIER} epoch {epoch + 1}/{config['epochs']}: loss {loss:.3f}", flush=True)
-    network = {"kind": "classifier", "image_channels": 1}
     about = {
         "name": CLASSIFIER,
-        "network": network,
+        "network": architecture("classifier", (1, 28, 28)),
+        "shape": (1, 28, 28),
         "data": {**FASHION, "images": len(train_set), "sha256": digest(train_set.images)},
         "training": config,
     }

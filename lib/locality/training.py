@@ -154,7 +154,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = config.lr_at(step)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(_seed(config.seed, step) + rank)  # dropout
+            torch.manual_seed(_seed(config.seed + 1 + rank, step))  # for dropout
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
                 x0_hat = forward(x0 + sigma[:, None, None, None] * noise, sigma)
             losses = (x0_hat - x0).square().mean((1, 2, 3)) * denoiser.loss_weight(sigma)
@@ -215,7 +215,8 @@ def digest(images: Tensor) -> str:
 
 
 def _seed(seed: int, step: int) -> int:
-    return ((seed & 0x7FFFFFFF) << 32) + (step & 0xFFFFFFFF)
+    """One of 2^32 streams, far apart for different seeds: the generator ignores higher bits."""
+    return (step + 0x9E3779B1 * seed) % 2**32
 
 
 def _rng(seed: int, step: int) -> torch.Generator:

@@ -2,7 +2,7 @@
 
 A network is two files: NAME.safetensors, the weights in float16, and NAME.json, the card, with the
 architecture, the data and their checksum, the training, held-out losses and the weights' SHA-256.
-`experiments/train_zoo.py` makes both.
+`experiments/train_zoo.py` makes both; `python -m locality train` makes them in a folder of yours.
 """
 
 import difflib
@@ -15,32 +15,37 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from .networks import Classifier, DiT, LinearDenoiser, NetworkDenoiser, UNet
+from .networks import Classifier, NetworkDenoiser
+from .networks import build as build_network
 from .training import write_atomically
 
 ZOO = Path(__file__).parent / "_zoo"
-KINDS = {"unet": UNet, "dit": DiT, "linear": LinearDenoiser, "classifier": Classifier}
 
 
-def names() -> list[str]:
-    """The names of all networks in the zoo, for example "unet/fashion-mnist"."""
-    return sorted(path.relative_to(ZOO).with_suffix("").as_posix() for path in ZOO.rglob("*.json"))
+def names(*, folder: str | Path = ZOO) -> list[str]:
+    """The names of all networks in the zoo, or in a ``folder``: for example unet/fashion-mnist."""
+    folder = Path(folder)
+    cards = (path for path in folder.rglob("*.json") if path.with_suffix(".safetensors").exists())
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in cards)
 
 
-def card(name: str) -> dict:
+def card(name: str, *, folder: str | Path = ZOO) -> dict:
     """What is known about a network: its data, training, losses and checksum.
 
     Raises:
-        ValueError: if the zoo holds no network of that name.
+        ValueError: if there is no network of that name.
     """
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1)
+    known = names(folder=folder)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no network {name!r} in the zoo.{hint} It holds {', '.join(names())}")
-    return json.loads((ZOO / f"{name}.json").read_text())
+        raise ValueError(f"no network {name!r}.{hint} There are: {', '.join(known) or 'none'}")
+    return json.loads((Path(folder) / f"{name}.json").read_text())
 
 
-def load(name: str, *, device: torch.device | str = "cpu") -> NetworkDenoiser | Classifier:
+def load(
+    name: str, *, device: torch.device | str = "cpu", folder: str | Path = ZOO
+) -> NetworkDenoiser | Classifier:
     """A trained network, ready to be called as ``denoiser(x, sigma)``, with frozen weights.
 
     The name is "ARCHITECTURE/DATA". "classifier/fashion-mnist" is a `Classifier`, no denoiser.
@@ -48,8 +53,8 @@ def load(name: str, *, device: torch.device | str = "cpu") -> NetworkDenoiser | 
     Raises:
         ValueError: if there is no such network, or its weights do not match the card's checksum.
     """
-    about = card(name)
-    weights = (ZOO / f"{name}.safetensors").read_bytes()
+    about = card(name, folder=folder)
+    weights = (Path(folder) / f"{name}.safetensors").read_bytes()
     found = hashlib.sha256(weights).hexdigest()
     if found != about["sha256"]:
         raise ValueError(
@@ -62,22 +67,26 @@ def load(name: str, *, device: torch.device | str = "cpu") -> NetworkDenoiser | 
 
 
 def build(about: dict) -> NetworkDenoiser | Classifier:
-    """The untrained network a card describes; only "network" and "sigma_data" are read."""
-    spec = dict(about["network"])
-    kind = spec.pop("kind")
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of network {kind!r}, expected one of {', '.join(KINDS)}")
-    network = KINDS[kind](**spec)
-    if kind == "classifier":
+    """The untrained network a card describes: "network", "sigma_data" and "parametrisation"."""
+    network = build_network(about["network"])
+    if isinstance(network, Classifier):
         return network
-    return NetworkDenoiser(network, sigma_data=about["sigma_data"])
+    return NetworkDenoiser(
+        network, sigma_data=about["sigma_data"], parametrisation=about["parametrisation"]
+    )
 
 
-def save(name: str, model: nn.Module, about: dict) -> None:
-    """Add a network to the zoo: float16 weights, and ``about`` with their SHA-256 as its card."""
-    tensors = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items()}
+def save(name: str, model: nn.Module, about: dict, *, folder: str | Path = ZOO) -> None:
+    """Add a network: its weights in float16, and ``about`` with their SHA-256 as its card.
+
+    ``about`` must hold what `build` reads.
+    """
+    tensors = {
+        key: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in model.state_dict().items()
+    }
     weights = save_tensors(tensors)
-    about = about | {"sha256": hashlib.sha256(weights).hexdigest()}
-    write_atomically(ZOO / f"{name}.safetensors", lambda part: part.write_bytes(weights))
-    text = json.dumps(about, indent=1) + "\n"
-    write_atomically(ZOO / f"{name}.json", lambda part: part.write_text(text))
+    text = json.dumps(about | {"sha256": hashlib.sha256(weights).hexdigest()}, indent=1) + "\n"
+    path = Path(folder) / name
+    write_atomically(path.with_suffix(".safetensors"), lambda part: part.write_bytes(weights))
+    write_atomically(path.with_suffix(".json"), lambda part: part.write_text(text))

@@ -4,6 +4,15 @@ from .classifier import Classifier
 from .dit import DiT
 from .linear import LinearDenoiser
 from .precondition import NetworkDenoiser
+from .sizes import architecture, build
 from .unet import UNet
 
-__all__ = ["Classifier", "DiT", "LinearDenoiser", "NetworkDenoiser", "UNet"]
+__all__ = [
+    "Classifier",
+    "DiT",
+    "LinearDenoiser",
+    "NetworkDenoiser",
+    "UNet",
+    "architecture",
+    "build",
+]

@@ -42,7 +42,12 @@ class NetworkDenoiser(nn.Module):
         """The network's estimate of x0, (B, C, H, W), from ``x`` = x0 + sigma * noise."""
         if x.ndim != 4:
             raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        if sigma.shape not in ((), (1,), (len(x),)) or not (sigma > 0).all():
+            raise ValueError(
+                f"sigma must be a positive number or {len(x)} of them, one an image, got {sigma}"
+            )
+        sigma = sigma.expand(len(x))
         skip, out, scale, label = self.coefficients(sigma)
         column = (slice(None), None, None, None)
         prediction = self.network(scale[column] * x, label)
