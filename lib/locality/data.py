@@ -675,6 +675,8 @@ def _download(name: str) -> Path:
             f"{name}: wrong checksum of a file from {source.url}, nothing was kept: {error}"
         ) from error
     except OSError as error:
+        if target.is_dir():  # another process, of a distributed training perhaps, was faster
+            return target
         raise OSError(
             f"cannot write {name} to the cache {target.parent} ({error}); expected a writable "
             "folder with enough space, set LOCALITY_CACHE to one"

@@ -448,6 +448,22 @@ def test_download_that_is_interrupted(server, mnist_from, tmp_path, monkeypatch)
     assert left_behind(tmp_path) == []
 
 
+def test_two_processes_download_at_once(server, mnist_from, tmp_path, monkeypatch):
+    """The other one finishes while ours fetches its last file."""
+    mnist_from(server)
+    retrieve = pooch.retrieve
+
+    def overtaken(url, **options):
+        retrieve(url, **options)
+        if "labels" in url:
+            shutil.copytree(options["path"], tmp_path / "cache" / "mnist")
+
+    monkeypatch.setattr(pooch, "retrieve", overtaken)
+    assert len(load("mnist")) == 30
+    names = sorted(path.name for path in left_behind(tmp_path))
+    assert names == sorted(["mnist", *FILES])
+
+
 def test_no_network(server, mnist_from, tmp_path, here):
     """Nothing listens there: the error names the ways to get the set."""
     mnist_from(server)
