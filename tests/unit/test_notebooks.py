@@ -104,6 +104,6 @@ def test_pictures_have_alternative_text(path):
 
 
 def test_claims_are_asserted(path):
-    sources = [re.sub(r"(?m)^\s*%.*", "pass", cell.source) for _, cell in code_cells(path)]
+    sources = [re.sub(r"(?m)^([ \t]*)%.*", r"\1pass", cell.source) for _, cell in code_cells(path)]
     asserts = [n for s in sources for n in ast.walk(ast.parse(s)) if isinstance(n, ast.Assert)]
     assert len(asserts) >= 3
