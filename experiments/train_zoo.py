@@ -70,7 +70,7 @@ RECIPES = {
     "unet/fashion-mnist": Recipe(FASHION, UNET, SHORT),
     "linear/fashion-mnist": Recipe(FASHION, LINEAR, LINEAR_TRAINING),
     "dit/fashion-mnist": Recipe(FASHION, DIT, SHORT),
-    "unet/celeba": Recipe(CELEBA, UNET_RGB, TrainConfig(steps=4000, bf16=True, flip=True)),
+    "unet/celeba": Recipe(CELEBA, UNET_RGB, TrainConfig(steps=3000, bf16=True, flip=True)),
     "unet/fashion-mnist-w": Recipe(FASHION_W, UNET, SHORT),
     "dit/fashion-mnist-w": Recipe(FASHION_W, DIT, SHORT),
     "unet/cifar10-gray": Recipe(CIFAR_GRAY, UNET, TrainConfig(steps=4000, bf16=True, flip=True)),
@@ -179,7 +179,7 @@ def train_denoiser(name: str, device: str) -> None:
 
 def train_classifier(device: str) -> None:
     """Train the Fashion-MNIST classifier and add it to the zoo."""
-    config = {"epochs": 8, "batch": 128, "lr": 2e-3, "seed": 0}
+    config = {"epochs": 5, "batch": 128, "lr": 2e-3, "seed": 0}
     train_set, test_set = load("fashion-mnist-full"), load("fashion-mnist-full", "test")
     torch.manual_seed(config["seed"])
     model = Classifier(1).to(device)

@@ -139,18 +139,10 @@ def train(
             _save(path, run | {"step": 0, "seconds": 0.0}, network, averaged.network, optimizer)
     forward = nn.parallel.DistributedDataParallel(denoiser) if world > 1 else denoiser
     denoiser.train()
-    epoch_steps = len(images) // config.batch
-    order, order_epoch = None, -1
     for step in range(start, config.steps):
         began = time.perf_counter()
-        epoch, position = divmod(step, epoch_steps)
-        if epoch != order_epoch:
-            order = torch.randperm(len(images), generator=_rng(config.seed, -1 - epoch))
-            order_epoch = epoch
-        chosen = order[position * config.batch : (position + 1) * config.batch]
-        batch, sigma, noise = _draw(images, chosen, config, _rng(config.seed, step))
         mine = slice(rank, None, world)
-        x0, sigma, noise = (t[mine].to(device) for t in (batch, sigma, noise))
+        x0, sigma, noise = (t[mine].to(device) for t in draw(images, step, config=config))
         for group in optimizer.param_groups:
             group["lr"] = config.lr_at(step)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -184,6 +176,27 @@ def train(
             images_per_second=config.batch / elapsed,
             averaged=averaged,
         )
+
+
+def draw(images: Tensor, step: int, *, config: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The global batch of a step: x0 (B, C, H, W), sigma (B,) and noise (B, C, H, W), on the CPU.
+
+    Every image appears once per epoch, in an order of its own; an incomplete last batch is left
+    out. The same step of the same run always draws the same.
+    """
+    epoch, position = divmod(step, len(images) // config.batch)
+    order = torch.randperm(len(images), generator=_rng(config.seed, -1 - epoch))
+    chosen = order[position * config.batch : (position + 1) * config.batch]
+    x0 = images[chosen.to(images.device)].cpu()
+    rng, count = _rng(config.seed, step), len(x0)
+    # One uniform number per stratum: every batch covers all noise levels, which steadies the loss.
+    uniform = (torch.randperm(count, generator=rng) + torch.rand(count, generator=rng)) / count
+    z = math.sqrt(2) * torch.erfinv((2 * uniform - 1).clamp(-0.9999, 0.9999))
+    sigma = (config.log_sigma_mean + config.log_sigma_std * z).exp()
+    if config.flip:
+        mirrored = torch.rand(count, generator=rng) < 0.5
+        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
+    return x0, sigma, torch.randn(x0.shape, generator=rng)
 
 
 @torch.no_grad()
@@ -221,22 +234,6 @@ def _seed(seed: int, step: int) -> int:
 
 def _rng(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(_seed(seed, step))
-
-
-def _draw(
-    images: Tensor, chosen: Tensor, config: TrainConfig, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The global batch of one step: images (B, C, H, W), noise levels (B,), noise (B, C, H, W)."""
-    x0 = images[chosen.to(images.device)].cpu()
-    count = len(x0)
-    # One uniform number per stratum: every batch covers all noise levels, which steadies the loss.
-    uniform = (torch.randperm(count, generator=rng) + torch.rand(count, generator=rng)) / count
-    z = math.sqrt(2) * torch.erfinv((2 * uniform - 1).clamp(-0.9999, 0.9999))
-    sigma = (config.log_sigma_mean + config.log_sigma_std * z).exp()
-    if config.flip:
-        mirrored = torch.rand(count, generator=rng) < 0.5
-        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
-    return x0, sigma, torch.randn(x0.shape, generator=rng)
 
 
 def _gather(values: Tensor, world: int) -> Tensor:
