@@ -1,0 +1,66 @@
+"""Images and statistics that several test files use: the real, shipped Fashion-MNIST."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from locality.data import ImageSet, load
+from locality.schedule import ddpm_sigmas
+from locality.stats import PCA
+
+
+@pytest.fixture(scope="session")
+def fashion() -> ImageSet:
+    """2,000 training images, (2000, 1, 28, 28)."""
+    return load("fashion-mnist", n=2000)
+
+
+@pytest.fixture(scope="session")
+def fashion_test() -> ImageSet:
+    """20 test images, which are in no training set here."""
+    return load("fashion-mnist", "test", n=20)
+
+
+@pytest.fixture(scope="session")
+def fashion_pca(fashion: ImageSet) -> PCA:
+    return PCA.fit(fashion)
+
+
+@pytest.fixture(scope="session")
+def small() -> ImageSet:
+    """520 training images at a quarter of the size, (520, 1, 14, 14)."""
+    return load("fashion-mnist", n=520, size=14)
+
+
+@pytest.fixture(scope="session")
+def small_pca(small: ImageSet) -> PCA:
+    return PCA.fit(small)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ImageSet:
+    """60 training images of 36 pixels, small enough for whole Jacobians, (60, 1, 6, 6)."""
+    return load("fashion-mnist", n=60, size=6)
+
+
+@pytest.fixture(scope="session")
+def colour() -> ImageSet:
+    """60 patches of photographs in RGB, (60, 3, 4, 4)."""
+    return load("photos", n=60, size=4)
+
+
+@pytest.fixture(scope="session")
+def official_sigmas() -> list[float]:
+    """The ten noise levels of the paper's protocol, high to low."""
+    return ddpm_sigmas(10).tolist()
+
+
+@pytest.fixture
+def noised():
+    """A function (images, sigma, seed=0) -> images + sigma * unit normal noise."""
+
+    def add_noise(images: Tensor, sigma: float, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return images + sigma * torch.randn(images.shape, generator=generator)
+
+    return add_noise

@@ -1,0 +1,197 @@
+"""Sensitivity: closed forms against autograd, and both against Jacobians of other code."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from locality.denoisers import LocalDenoiser, OptimalDenoiser, WienerDenoiser, masks
+from locality.sensitivity import (
+    autograd_rows,
+    effective_radius,
+    jacobian_rows,
+    overlap,
+    sensitivity,
+)
+from locality.stats import PCA
+
+SIGMAS = [25.7, 3.44, 1.24, 0.724, 0.342]
+
+
+def soft_formula(x: Tensor, images: Tensor, mask: Tensor, sigma: float) -> Tensor:
+    """D(x) of the local denoiser for one flat query (D,), in float64; a full mask is optimal."""
+    logits = -mask @ ((x[:, None] - images.T) ** 2) / (2 * sigma**2)  # (D, N)
+    return (torch.softmax(logits, dim=1) * images.T).sum(1)
+
+
+def kinds(images, pca: PCA) -> dict:
+    return {
+        "optimal": OptimalDenoiser(images, chunk=17),
+        "full": LocalDenoiser(images, lambda s: masks.full(images.shape), chunk=17),
+        "pca": LocalDenoiser(images, lambda s: masks.pca(pca, s, 0.1), chunk=17),
+        "soft": LocalDenoiser(images, lambda s: masks.soft(pca, s), chunk=100),
+        "warm": LocalDenoiser(images, lambda s: masks.square(images.shape, 3), temperature=2.0),
+    }
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """Largest error, relative to the largest entry where that exceeds 1."""
+    scale = max(1.0, expected.abs().max().item())
+    return ((got.double() - expected.double()).abs().max() / scale).item()
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("name", ["optimal", "full", "pca", "soft", "warm"])
+def test_closed_form_is_autograd_is_the_jacobian_of_the_formula(tiny, noised, name, sigma):
+    denoiser = kinds(tiny, PCA.fit(tiny))[name]
+    x, everything = noised(tiny.images[:2], sigma), range(36)
+    closed = jacobian_rows(denoiser, x, sigma, everything)
+    assert closed.shape == (2, 36, 36) and closed.dtype == torch.float32
+    mask = masks.full(tiny.shape) if name == "optimal" else denoiser.mask(sigma)
+    wide = math.sqrt(2) * sigma if name == "warm" else sigma  # a temperature of 2
+    images = tiny.images.flatten(1).double()
+    for query, rows in zip(x.flatten(1).double(), closed, strict=True):
+        expected = torch.autograd.functional.jacobian(
+            lambda q: soft_formula(q, images, mask.double(), wide), query
+        )
+        assert relative(rows, expected) < 1e-5
+    assert relative(autograd_rows(denoiser, x, sigma, everything), closed) < 1e-5
+    assert closed.abs().max() > 1e-4, "nothing was compared"
+
+
+def test_rows_come_in_the_order_of_the_pixels(tiny, noised):
+    pixels = [30, 0, 14, 0]
+    x = noised(tiny.images[:3], 1.24)
+    for denoiser in (*kinds(tiny, PCA.fit(tiny)).values(), WienerDenoiser(PCA.fit(tiny))):
+        every = jacobian_rows(denoiser, x, 1.24, range(36))
+        some = jacobian_rows(denoiser, x, 1.24, pixels)
+        assert relative(some, every[:, pixels]) < 1e-6
+        assert relative(autograd_rows(denoiser, x, 1.24, torch.tensor(pixels)), some) < 1e-5
+
+
+@pytest.mark.parametrize("sigma", [12.0, 1.24, 0.342])
+def test_wiener_sensitivity_is_the_matrix_row_is_autograd(fashion_pca, fashion, noised, sigma):
+    denoiser, x = WienerDenoiser(fashion_pca), noised(fashion.images[:3], sigma)
+    pixels = [0, 406, 783]
+    closed = jacobian_rows(denoiser, x, sigma, pixels)
+    assert closed.shape == (3, 3, 784)
+    assert relative(closed, fashion_pca.wiener_matrix(sigma)[pixels].expand(3, -1, -1)) < 1e-5
+    assert relative(autograd_rows(denoiser, x, sigma, pixels), closed) < 1e-5
+
+
+def test_closed_forms_in_full_size(fashion, fashion_pca, noised):
+    x, images = noised(fashion.images[:2], 1.24), fashion.images[:100]
+    for denoiser in (
+        OptimalDenoiser(images),
+        LocalDenoiser(images, lambda s: masks.pca(fashion_pca, s, 0.02)),
+    ):
+        closed = jacobian_rows(denoiser, x, 1.24, [406, 200])
+        assert relative(autograd_rows(denoiser, x, 1.24, [406, 200]), closed) < 1e-5
+
+
+def test_a_finite_difference_agrees(tiny, noised):
+    # No autograd and no formula: move one input pixel, see what the output does.
+    pca = PCA.fit(tiny)
+    for denoiser in (OptimalDenoiser(tiny), LocalDenoiser(tiny, lambda s: masks.soft(pca, s))):
+        x, sigma, step = noised(tiny.images[:1], 1.24), 1.24, 1e-2
+        moved = torch.zeros(1, 36)
+        moved[0, 8] = step
+        moved = moved.view_as(x)
+        difference = (denoiser(x + moved, sigma) - denoiser(x - moved, sigma)).flatten()
+        column = jacobian_rows(denoiser, x, sigma, range(36))[0, :, 8]
+        assert (difference / (2 * step) - column).abs().max() < 1e-3
+
+
+def test_a_local_denoiser_is_sensitive_inside_its_mask_only(small, small_pca, noised):
+    mask = masks.square(small.shape, 5)
+    denoiser = LocalDenoiser(small, lambda s: mask)
+    field = sensitivity(denoiser, noised(small.images[:4], 1.24), 1.24, (7, 5))
+    assert field.shape == (4, 14, 14)
+    window = torch.zeros(14, 14, dtype=torch.bool)
+    window[5:10, 3:8] = True
+    assert (field[:, ~window] == 0).all() and field[:, window].amax() > 0
+    assert (
+        sensitivity(OptimalDenoiser(small), noised(small.images[:4], 1.24), 1.24, (7, 5))[
+            :, ~window
+        ].amax()
+        > 0
+    )
+
+
+def test_sensitivity_takes_the_norm_over_input_and_output_channels(colour, noised):
+    pca, x = PCA.fit(colour), noised(colour.images[:2], 0.724)
+    denoiser = OptimalDenoiser(colour)
+    field = sensitivity(denoiser, x, 0.724, (1, 2))
+    expected = torch.zeros(2, 4, 4)
+    for b in range(2):
+        jacobian = torch.autograd.functional.jacobian(lambda q: denoiser(q[None], 0.724)[0], x[b])
+        expected[b] = jacobian[:, 1, 2].square().sum((0, 1)).sqrt()  # (3, 3, 4, 4) -> (4, 4)
+    torch.testing.assert_close(field, expected, atol=1e-5, rtol=1e-4)
+    wiener = sensitivity(WienerDenoiser(pca), x, 0.724, (1, 2))
+    torch.testing.assert_close(wiener[0], wiener[1], msg="a linear filter's field has no query")
+
+
+def test_a_denoiser_without_a_closed_form_is_differentiated():
+    weight = torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
+
+    def denoiser(x: Tensor, sigma: float) -> Tensor:
+        return (x.flatten(1) @ weight.T / sigma).view_as(x)
+
+    with torch.no_grad():  # as in a notebook that samples
+        rows = jacobian_rows(denoiser, torch.zeros(2, 1, 4, 4), 2.0, [3, 9])
+        assert not torch.is_grad_enabled()
+    torch.testing.assert_close(rows, (weight[[3, 9]] / 2).expand(2, -1, -1))
+    assert not rows.requires_grad
+
+
+def test_fields_narrow_as_the_noise_falls(fashion_pca, fashion, noised):
+    radii = []
+    for sigma in (12.0, 3.44, 1.24, 0.342):
+        field = sensitivity(WienerDenoiser(fashion_pca), fashion.images[:1], sigma, (14, 14))
+        radii.append(effective_radius(field, (14, 14)).item())
+    assert all(wide > narrow for wide, narrow in pairwise(radii)), radii
+
+
+def test_effective_radius_of_known_fields():
+    delta = torch.zeros(2, 15, 17)
+    delta[:, 4, 9] = 3.0
+    assert effective_radius(delta, (4, 9)).tolist() == [0, 0]
+    assert effective_radius(delta[0], (4, 6)).item() == pytest.approx(3)
+    assert effective_radius(delta[0], (1, 5)).item() == pytest.approx(5)  # sqrt(3^2 + 4^2)
+    # A Gaussian exp(-d^2 / (2 s^2)) has the energy exp(-d^2 / s^2): E d^2 = s^2 in the plane.
+    place = torch.arange(101.0) - 50
+    for width in (2.0, 5.0):
+        field = torch.exp(-(place[:, None] ** 2 + place**2) / (2 * width**2))
+        assert effective_radius(field, (50, 50)).item() == pytest.approx(width, rel=1e-4)
+        assert effective_radius(7 * field, (50, 50)).item() == pytest.approx(width, rel=1e-4)
+
+
+def test_overlap_is_the_cosine_and_blind_to_scale():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 5, 6, 7, generator=generator)
+    expected = [
+        (u * v).sum() / math.sqrt((u * u).sum() * (v * v).sum()) for u, v in zip(a, b, strict=True)
+    ]
+    torch.testing.assert_close(overlap(a, b), torch.stack(expected))
+    torch.testing.assert_close(overlap(a, 9 * a), torch.ones(5))
+    left, right = torch.zeros(4, 4), torch.zeros(4, 4)
+    left[:, 0], right[:, 3] = 1, 1
+    assert overlap(left, right).item() == 0
+
+
+def test_bad_input_says_what_was_wrong(tiny):
+    denoiser, x = OptimalDenoiser(tiny), tiny.images[:1]
+    for pixel in ((6, 0), (0, 6), (-1, 2)):
+        with pytest.raises(ValueError, match=r"pixel \(.*lies outside images of 6 x 6"):
+            sensitivity(denoiser, x, 1.0, pixel)
+    for function in (jacobian_rows, autograd_rows):
+        for sigma in (0.0, -2.0, float("nan")):
+            with pytest.raises(ValueError, match="positive, finite noise level"):
+                function(denoiser, x, sigma, [0])
+        with pytest.raises(ValueError, match="RGB images for a denoiser of grey ones"):
+            function(denoiser, x.expand(-1, 3, -1, -1), 1.0, [0])
+    averaging = LocalDenoiser(tiny, lambda _: masks.full(tiny.shape), batch_average=7)
+    with pytest.raises(ValueError, match="batch_average is set"):
+        jacobian_rows(averaging, x, 1.0, [0])
