@@ -113,11 +113,12 @@ def test_readable_without_javascript(browser, visit, address, name):
     page = context.new_page()
     page.goto(address(name, "file"))
     article = page.locator("article")
-    hidden = []
-    for element in article.locator("p, li, pre, img, table, .admonition").all():
-        folded = element.evaluate("(e) => !!e.closest('details')")
-        if not folded and not element.is_visible():
-            hidden.append(element.evaluate("(e) => e.outerHTML.slice(0, 120)"))
+    hidden = article.locator("p, li, pre, img, table, .admonition").evaluate_all(
+        """(elements) => elements
+            .filter((e) => !e.closest("details"))
+            .filter((e) => !e.checkVisibility({ visibilityProperty: true }))
+            .map((e) => e.outerHTML.slice(0, 120))"""
+    )
     shown = article.inner_text()
     links = page.locator("nav a[href]").count()
     context.close()
