@@ -31,3 +31,10 @@ def training_images(images: ImageSet | Tensor) -> Tensor:
 def precise_dtype(device: torch.device) -> torch.dtype:
     """float64 where the device has it, else float32 (Apple's MPS)."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def check_count(count: int, *, name: str) -> int:
+    """Return ``count``; a ValueError that says ``name`` unless it is a whole number, 1 or more."""
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+    return count

@@ -82,10 +82,41 @@ def pca_official(pca: PCA, sigma: float, threshold: float) -> Tensor:
 
 
 def soft(pca: PCA, sigma: float, *, power: float = 1.0) -> Tensor:
-    """Weights min(|R[m, n]|, 1)^``power`` in place of a threshold: far pixels count less."""
+    """Weights min(|R[m, n]|, 1)^``power`` in place of a threshold: far pixels count less.
+
+    ``power`` 1 weighs by the sensitivity of the Wiener filter, 2 by its square, which falls off
+    faster; towards 0 every pixel counts alike. ``LocalDenoiser``'s temperature divides all logits:
+    at 1 a pixel of weight 1 counts as in the optimal denoiser; higher ones let more images in.
+    """
     if not power > 0:
         raise ValueError(f"power must be positive, got {power}")
     return response(pca, sigma).abs().clamp_max(1) ** power
+
+
+def top_share(maps: Tensor, share: float) -> Tensor:
+    """The inputs that hold the top ``share`` of each map: patches for PSPC-Flex, (P, D) of 0 and 1.
+
+    Args:
+        maps: (P, D), non-negative, e.g. the magnitude of a network's sensitivity at P pixels,
+            averaged over images; repeat it over channels where it has none.
+        share: in (0, 1]. Inputs are taken from the largest down until they hold this share of
+            their row's sum (Niedoba et al. 2025).
+
+    Raises:
+        ValueError: if a value is negative or not finite, or a row holds nothing.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], got {share}")
+    if maps.ndim != 2 or not bool((torch.isfinite(maps) & (maps >= 0)).all()):
+        raise ValueError(
+            f"maps must be (P, D), finite, not negative; got shape {tuple(maps.shape)}"
+        )
+    if bool((maps.amax(1) == 0).any()):
+        raise ValueError(f"map {int((maps.amax(1) == 0).nonzero()[0])} is zero everywhere")
+    values, order = maps.double().sort(dim=1, descending=True)
+    held = values.cumsum(1)
+    before = (held - values) / held[:, -1:]  # what the larger ones hold already
+    return torch.zeros_like(maps).scatter_(1, order, (before < share).to(maps))
 
 
 def _check_threshold(threshold: float) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..data import ImageSet, check_shape
 from ..schedule import check_sigma
-from .base import precise_dtype, training_images
+from .base import check_count, precise_dtype, training_images
 from .streaming import SoftmaxState, accumulate, softmax_weights
 
 
@@ -20,19 +20,31 @@ class OptimalDenoiser:
 
     Args:
         images: (N, C, H, W), or an ImageSet.
+        neighbours: None for all images. A number keeps only that many, the nearest to each query;
+            the paper's released code keeps 200. For comparison only.
         chunk: training images handled at a time; changes the memory used, not the result.
     """
 
-    def __init__(self, images: ImageSet | Tensor, *, chunk: int = 1024):
+    def __init__(
+        self, images: ImageSet | Tensor, *, neighbours: int | None = None, chunk: int = 1024
+    ):
         self.images = training_images(images)
         self.shape = tuple(self.images.shape[1:])
-        self.chunk = chunk
+        self.neighbours = neighbours
+        if neighbours is not None:
+            check_count(neighbours, name="neighbours")
+        self.chunk = check_count(chunk, name="chunk")
         self.dtype = precise_dtype(self.images.device)
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Posterior mean, (B, C, H, W) float32, of the noisy images ``x`` (B, C, H, W)."""
         check_shape(x, self.shape)
         scale = 2 * check_sigma(sigma) ** 2
+        if self.neighbours is not None:
+            parts = self.log_weights(x, sigma).exp().split(self.chunk, dim=1)
+            chunks = self.images.split(self.chunk)
+            mean = sum(w @ c.flatten(1).to(w) for w, c in zip(parts, chunks, strict=True))
+            return mean.to(x.dtype).view_as(x)
 
         def update(x: Tensor, chunk: Tensor) -> SoftmaxState:
             values = chunk.flatten(1).to(self.dtype)
@@ -51,7 +63,11 @@ class OptimalDenoiser:
             squared_distances(query, chunk.flatten(1).to(self.dtype))
             for chunk in self.images.split(self.chunk)
         ]
-        return torch.log_softmax(-torch.cat(distances, 1) / (2 * check_sigma(sigma) ** 2), dim=1)
+        logits = -torch.cat(distances, 1) / (2 * check_sigma(sigma) ** 2)
+        if self.neighbours is not None and self.neighbours < len(self.images):
+            nearest = logits.topk(self.neighbours, dim=1)
+            logits = torch.full_like(logits, -torch.inf).scatter(1, nearest.indices, nearest.values)
+        return torch.log_softmax(logits, dim=1)
 
     def jacobian_rows(self, x: Tensor, sigma: float, pixels: Tensor) -> Tensor:
         """Rows of dD/dx for the flat output ``pixels``, (B, P, D).
