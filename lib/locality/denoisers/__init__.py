@@ -7,6 +7,17 @@ from . import masks
 from .base import Denoiser
 from .local import LocalDenoiser
 from .optimal import OptimalDenoiser
+from .patches import ELSDenoiser, PSPCDenoiser
+from .smoothed import SmoothedDenoiser
 from .wiener import WienerDenoiser
 
-__all__ = ["Denoiser", "LocalDenoiser", "OptimalDenoiser", "WienerDenoiser", "masks"]
+__all__ = [
+    "Denoiser",
+    "ELSDenoiser",
+    "LocalDenoiser",
+    "OptimalDenoiser",
+    "PSPCDenoiser",
+    "SmoothedDenoiser",
+    "WienerDenoiser",
+    "masks",
+]
