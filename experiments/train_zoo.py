@@ -65,13 +65,13 @@ UNET, DIT = architecture("unet", (1, 28, 28)), architecture("dit", (1, 28, 28))
 UNET_RGB = architecture("unet", (3, 32, 32))
 LINEAR = architecture("linear", (1, 28, 28))
 SHORT = TrainConfig(steps=4000, bf16=True)
-LINEAR_TRAINING = TrainConfig(steps=10_000, batch=256, lr=4e-3, decay=0.7)
+LINEAR_TRAINING = TrainConfig(steps=12_000, batch=256, lr=4e-3, decay=0.7, antithetic=True)
 RECIPES = {
     "unet/fashion-mnist": Recipe(FASHION, UNET, SHORT),
     "linear/fashion-mnist": Recipe(FASHION, LINEAR, LINEAR_TRAINING),
     "dit/fashion-mnist": Recipe(FASHION, DIT, SHORT),
     "unet/celeba": Recipe(CELEBA, UNET_RGB, TrainConfig(steps=3000, bf16=True, flip=True)),
-    "unet/fashion-mnist-w": Recipe(FASHION_W, UNET, SHORT),
+    "unet/fashion-mnist-w": Recipe(FASHION_W, UNET, TrainConfig(steps=3000, bf16=True)),
     "dit/fashion-mnist-w": Recipe(FASHION_W, DIT, SHORT),
     "unet/cifar10-gray": Recipe(CIFAR_GRAY, UNET, TrainConfig(steps=4000, bf16=True, flip=True)),
     "dit/cifar10-gray": Recipe(CIFAR_GRAY, DIT, TrainConfig(steps=4000, bf16=True, flip=True)),

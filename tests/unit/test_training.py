@@ -317,3 +317,13 @@ def test_held_out_losses_do_not_depend_on_the_chunk(images):
     assert whole == pytest.approx(parts, rel=1e-5)
     identity = held_out_loss(lambda x, sigma: x, images, (0.3, 2.0))
     assert identity == pytest.approx([0.09, 4.0], rel=0.1)  # leaves all the noise in
+
+
+def test_antithetic_noise_comes_in_opposite_pairs(images):
+    config = replace(CONFIG, antithetic=True)
+    x0, sigma, noise = draw(images, 3, config=config)
+    assert torch.equal(noise[:8], -noise[8:])
+    assert torch.equal(x0[:8], x0[8:]) and torch.equal(sigma[:8], sigma[8:])
+    assert noise[:8].std().item() == pytest.approx(1, abs=0.1)
+    with pytest.raises(ValueError, match="even batch, got 15"):
+        replace(config, batch=15)
