@@ -1,5 +1,9 @@
 """Images and statistics that several test files use: the real, shipped Fashion-MNIST."""
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,3 +68,29 @@ def noised():
         return images + sigma * torch.randn(images.shape, generator=generator)
 
     return add_noise
+
+
+# The peak of this process alone: getrusage would start from that of the process that started it.
+PEAK = """
+import resource, sys
+from pathlib import Path
+
+def peak():
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(l for l in status.read_text().splitlines() if l.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+"""
+
+
+@pytest.fixture
+def measured_memory():
+    """A function that runs a script, which may call peak(), in MB, and returns what it printed."""
+
+    def run(script: str) -> list[float]:
+        command = [sys.executable, "-c", PEAK + textwrap.dedent(script)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return [float(word) for word in output.split()]
+
+    return run
