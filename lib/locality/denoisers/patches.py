@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from ..data import ImageSet, check_shape
 from ..schedule import check_sigma
-from .base import check_count, precise_dtype, training_images
+from .base import check_count, keep_freed_memory, precise_dtype, training_images
 from .streaming import LOWEST_LOGIT, SoftmaxState, accumulate, softmax_weights
 
 BOUNDARIES = ("circular", "complete", "broken")
@@ -75,7 +75,7 @@ class ELSDenoiser:
         *,
         boundary: str = "circular",
         stride: int = 1,
-        chunk: int = 256,
+        chunk: int = 1024,
     ):
         if boundary not in BOUNDARIES:
             raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
@@ -91,6 +91,8 @@ class ELSDenoiser:
         check_shape(x, self.shape)
         scale = -1 / (2 * check_sigma(sigma) ** 2)
         rows, cols = self._moves(sigma, x)
+        sums = precise_dtype(x.device)
+        keep_freed_memory()
 
         def pieces() -> Iterator[tuple[Tensor, Move, Move]]:
             for chunk in self.images.split(self.chunk):
@@ -100,9 +102,10 @@ class ELSDenoiser:
         def update(x: Tensor, piece: tuple[Tensor, Move, Move]) -> SoftmaxState:
             values, row, col = piece
             states = [_compare(q, values, row, col, scale) for q in x]
-            return SoftmaxState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+            # There are tens of thousands of pieces: their sums need more digits than each of them.
+            return SoftmaxState(*(torch.stack(s).to(sums) for s in zip(*states, strict=True)))
 
-        return accumulate(update, x, pieces()).mean()
+        return accumulate(update, x, pieces()).mean().to(x.dtype)
 
     def jacobian_rows(self, x: Tensor, sigma: float, pixels: Tensor) -> Tensor:
         """Rows of dD/dx for the flat output ``pixels``, (B, P, D).
@@ -282,6 +285,7 @@ class PSPCDenoiser:
             total, weighted = (torch.stack(parts) for parts in zip(*states, strict=True))
             return SoftmaxState(torch.zeros_like(total), total, weighted)
 
+        keep_freed_memory()
         state = accumulate(normaliser, x, self._chunks(x))
         log_totals = state.peak + state.total.log()
         # A patch's weights sum to 1, so the total is the number of patches that cover the pixel.
