@@ -49,7 +49,7 @@ def fields() -> plt.Figure:
         "faces": load_basis("celeba-gray"),
         "clothes": PCA.fit(load("fashion-mnist")),
     }
-    pixel, sigmas = (13, 10), ddpm_sigmas(10)[2:9:2]
+    pixel, sigmas = (16, 11), ddpm_sigmas(10)[2:9:2]
     rows = {}
     for name, pca in sets.items():
         x = pca.mean.view(1, *pca.shape)

@@ -18,7 +18,7 @@ from .denoisers.optimal import squared_distances
 def _pairs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape != y.shape or x.ndim < 2:
         raise ValueError(f"expected two batches of one shape, got {x.shape} and {y.shape}")
-    return x.flatten(1).double().cpu(), y.flatten(1).double().cpu()
+    return x.flatten(1).cpu().double(), y.flatten(1).cpu().double()
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def bootstrap_interval(
     Raises:
         ValueError: if there are fewer than two values.
     """
-    values = torch.as_tensor(values).double().cpu()
+    values = torch.as_tensor(values).cpu().double()
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"need a vector of at least 2 values, got shape {tuple(values.shape)}")
     generator = torch.Generator().manual_seed(seed)
