@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .data import ImageSet
+from .data import ImageSet, check_shape
 from .denoisers.base import precise_dtype, training_images
 from .denoisers.optimal import squared_distances
 
@@ -18,7 +18,7 @@ from .denoisers.optimal import squared_distances
 def _pairs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape != y.shape or x.ndim < 2:
         raise ValueError(f"expected two batches of one shape, got {x.shape} and {y.shape}")
-    return x.flatten(1).cpu().double(), y.flatten(1).cpu().double()
+    return x.flatten(1).double().cpu(), y.flatten(1).double().cpu()
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def bootstrap_interval(
     Raises:
         ValueError: if there are fewer than two values.
     """
-    values = torch.as_tensor(values).cpu().double()
+    values = torch.as_tensor(values).double().cpu()
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"need a vector of at least 2 values, got shape {tuple(values.shape)}")
     generator = torch.Generator().manual_seed(seed)
@@ -78,6 +78,9 @@ def nearest_images(
         distances (B, k), Euclidean over all pixels, ascending, and their indices (B, k).
     """
     images = training_images(images)
+    check_shape(x, tuple(images.shape[1:]))
+    if not 1 <= k <= len(images):
+        raise ValueError(f"k must lie between 1 and the {len(images)} images, got {k}")
     dtype = precise_dtype(x.device)
     query = x.flatten(1).to(dtype)
     best = torch.empty(len(x), 0, dtype=dtype, device=x.device)

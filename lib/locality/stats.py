@@ -13,7 +13,7 @@ from pathlib import Path
 
 import scipy.fft
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -160,11 +160,16 @@ class PCA:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no principal components at {path}")
         expected = {"mean", "eigenvalues", "eigenvectors"}
-        with safe_open(str(path), framework="pt") as file:
-            found, about = set(file.keys()), file.metadata() or {}
-            if found != expected or "shape" not in about:
-                raise ValueError(f"{path} should hold {sorted(expected)}, it holds {sorted(found)}")
-            tensors = {key: file.get_tensor(key).float() for key in expected}
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                found, about = set(file.keys()), file.metadata() or {}
+                if found != expected or not {"shape", "count"} <= set(about):
+                    raise ValueError(
+                        f"{path} should hold {sorted(expected)}, it holds {sorted(found)}"
+                    )
+                tensors = {key: file.get_tensor(key).float() for key in expected}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no complete safetensors file: {error}") from error
         shape, count = tuple(json.loads(about["shape"])), int(about["count"])
         return cls(shape=shape, count=count, **tensors)
 

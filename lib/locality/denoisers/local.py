@@ -4,12 +4,17 @@ The mask is the only difference between the memorising denoiser (look everywhere
 Ganguli's local score machine (look at a square) and the paper's analytical denoiser (look where
 the data's statistics say); the three share every line of this file.
 
-Where the time goes: for one query, a matrix product of all squared differences with the mask,
-N x D times D x D. Masks of neighbouring pixels look alike, so the product is cut into tiles of
-output pixels, and each tile reads only the input pixels that any of its masks uses.
+Where the time goes: matrix products of the masks with the images. With every pixel counted from
+the mean image, (x - x_k)^2 = x^2 - 2 x x_k + x_k^2; the first term is common to all images and
+cancels, the last is common to all queries. The middle one is a product, for every output pixel m,
+of the queries under its mask with all images. Masks of neighbouring pixels look alike, so it is cut
+into tiles of output pixels, and each tile reads only the input pixels that its masks use, or, where
+they use almost all, only those that they leave out, which are then subtracted from the whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -17,19 +22,23 @@ from torch import Tensor
 
 from ..data import ImageSet, check_shape
 from ..schedule import check_sigma
-from .base import precise_dtype, training_images
+from .base import check_count, precise_dtype, training_images
 from .streaming import SoftmaxState, accumulate, softmax_weights
 
-# Reading a tile's inputs costs about as much as this many rows of its matrix product.
-TILE_OVERHEAD = 24
+# The cost of a tile in units of one input pixel for one output pixel of one query: of copying one
+# of its inputs, and of handling the tile at all.
+COPY, HANDLING = 8, 3000
+# Rows of logits (output pixels times queries) at a time: a chunk of them should fit in the cache.
+ROWS = 256
 
 
 class Tile(NamedTuple):
-    """Output pixels ``rows`` whose masks, ``weights`` (rows, cols), use only inputs ``cols``."""
+    """Output pixels ``rows`` whose masks are ``fill`` plus ``weights`` at the inputs ``cols``."""
 
-    rows: Tensor
-    cols: Tensor
-    weights: Tensor
+    rows: Tensor  # (r,)
+    cols: Tensor  # (n,)
+    weights: Tensor  # (r, n)
+    fill: Tensor  # (r, 1), 0 where the tile lists what its masks use
 
 
 class LocalDenoiser:
@@ -56,37 +65,43 @@ class LocalDenoiser:
         mask: Callable[[float], Tensor],
         *,
         temperature: float = 1.0,
-        chunk: int = 256,
+        chunk: int = 1024,
         batch_average: int | None = None,
     ):
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
+        if batch_average is not None:
+            check_count(batch_average, name="batch_average")
         self.images = training_images(images)
         self.shape = tuple(self.images.shape[1:])
+        self.centre = self.images.mean(0)
         self.mask = mask
         self.temperature = temperature
-        self.chunk = chunk
+        self.chunk = check_count(chunk, name="chunk")
         self.batch_average = batch_average
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Local posterior mean, (B, C, H, W) float32, of the noisy images ``x`` (B, C, H, W)."""
         check_shape(x, self.shape)
         scale = 2 * check_sigma(sigma) ** 2 * self.temperature
-        tiles = self._tiles(self._checked_mask(sigma) / -scale)
-        order = torch.cat([tile.rows for tile in tiles])
+        # Under little noise the logits are large beside their differences: too large for float32.
+        dtype = torch.float32 if scale > 0.2 else precise_dtype(x.device)
+        tiles = self._tiles((self._checked_mask(sigma) / scale).to(dtype), len(x))
 
         def update(query: Tensor, chunk: Tensor) -> SoftmaxState:
-            values = chunk.flatten(1).T.contiguous()  # (D, c): one pixel of all images a row
-            outputs = values[order]
-            states = [_one_query(q[:, None], values, outputs, tiles) for q in query]
-            return SoftmaxState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
+            values = (chunk.to(dtype) - self.centre).flatten(1).T.contiguous()  # (D, c)
+            exact = values.to(precise_dtype(x.device))
+            whole = 2 * query.to(exact) @ exact - exact.square().sum(0)  # (B, c)
+            whole = whole.to(dtype)
+            states = [_one_tile(query, values, whole, tile) for tile in tiles]
+            return SoftmaxState(*(torch.cat(parts, 1) for parts in zip(*states, strict=True)))
 
-        query = x.flatten(1)
+        query = (x.to(dtype) - self.centre).flatten(1)
         groups = self.images.split(self.batch_average or len(self.images))
-        answers = [accumulate(update, query, group.split(self.chunk)).mean() for group in groups]
+        answers = [_average(update, query, group.split(self.chunk)) for group in groups]
         answer = torch.empty_like(query)
-        answer[:, order] = torch.stack(answers).mean(0)
-        return answer.view_as(x)
+        answer[:, torch.cat([tile.rows for tile in tiles])] = torch.stack(answers).mean(0)
+        return (answer.view_as(x) + self.centre).to(x.dtype)
 
     def jacobian_rows(self, x: Tensor, sigma: float, pixels: Tensor) -> Tensor:
         """Rows of dD/dx for the flat output ``pixels``, (B, P, D).
@@ -132,19 +147,27 @@ class LocalDenoiser:
             raise ValueError(f"the mask of pixel {empty} is empty: that pixel would see no data")
         return mask.to(self.images.device, torch.float32)
 
-    def _tiles(self, weights: Tensor) -> list[Tile]:
+    def _tiles(self, weights: Tensor, queries: int) -> list[Tile]:
         """Cut the product with ``weights`` (D, D) into the cheapest set of square tiles."""
-        used = weights != 0
+        largest = weights.amax(1, keepdim=True)
+        used, missing = weights != 0, weights != largest
         best, best_cost = None, float("inf")
-        for side in (max(self.shape[1:]), 14, 8, 4, 2):
-            rows = [r.to(weights.device) for r in _square_tiles(self.shape, side)]
-            cols = [used[r].any(0).nonzero()[:, 0] for r in rows]
-            cost = sum(
-                (len(r) + TILE_OVERHEAD) * len(c) + 2000 for r, c in zip(rows, cols, strict=True)
-            )
+        for side in (max(self.shape[1:]), 14, 7, 4, 2):
+            tiles, cost = [], 0
+            for rows in _square_tiles(self.shape, side):
+                rows = rows.to(weights.device)
+                some, others = used[rows].any(0), missing[rows].any(0)
+                complement = bool(others.sum() < some.sum())
+                cols = (others if complement else some).nonzero()[:, 0]
+                tiles.append((rows, cols, complement))
+                cost += (len(rows) * queries + COPY) * len(cols) + HANDLING
             if cost < best_cost:
-                best, best_cost = list(zip(rows, cols, strict=True)), cost
-        return [Tile(r, c, weights[r][:, c].contiguous()) for r, c in best]
+                best, best_cost = tiles, cost
+        return [
+            Tile(rows, cols, weights[rows][:, cols] - fill, fill)
+            for rows, cols, complement in best
+            for fill in [largest[rows] * complement]
+        ]
 
 
 def _square_tiles(shape: tuple[int, int, int], side: int) -> Iterator[Tensor]:
@@ -156,14 +179,46 @@ def _square_tiles(shape: tuple[int, int, int], side: int) -> Iterator[Tensor]:
             yield index[:, top : top + side, left : left + side].flatten()
 
 
-def _one_query(q: Tensor, values: Tensor, outputs: Tensor, tiles: list[Tile]) -> tuple[Tensor, ...]:
-    """Softmax state (peak, total, weighted), each (D,) in tile order, of one query (D, 1)."""
-    squares = (values - q).square()  # (D, c)
-    logits = torch.cat([tile.weights @ _select(squares, tile.cols) for tile in tiles])
-    peak, weights = softmax_weights(logits, dim=1)
-    return peak[:, 0], weights.sum(1), (weights * outputs).sum(1)
+def _average(
+    update: Callable[[Tensor, Tensor], SoftmaxState], query: Tensor, chunks: Sequence[Tensor]
+) -> Tensor:
+    """The mean over all chunks. On a CPU whole chunks are shared out among the threads: a tile's
+    operations are too small to be, and would take longer on two threads than on one."""
+    threads = torch.get_num_threads()
+    if query.requires_grad or query.device.type != "cpu" or threads == 1 or len(chunks) == 1:
+        return accumulate(update, query, chunks).mean()
+
+    @torch.no_grad()
+    def work(part: Sequence[Tensor]) -> SoftmaxState:
+        return accumulate(update, query, part)
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            states = list(
+                pool.map(work, (chunks[i::threads] for i in range(min(threads, len(chunks)))))
+            )
+    finally:
+        torch.set_num_threads(threads)
+    return reduce(SoftmaxState.merge, states).mean()
 
 
-def _select(rows: Tensor, index: Tensor) -> Tensor:
-    """``rows[index]``, without the copy when ``index``, which is sorted, names them all."""
-    return rows if len(index) == len(rows) else rows[index]
+def _one_tile(
+    query: Tensor, values: Tensor, whole: Tensor, tile: Tile
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax state (peak, total, weighted), each (B, r), of a tile for one chunk of images.
+
+    ``query`` (B, D) and ``values`` (D, c) are pixels counted from the mean image, ``whole`` (B, c)
+    is the logit of a mask that is one everywhere.
+    """
+    inputs, outputs = values.index_select(0, tile.cols), values.index_select(0, tile.rows)
+    squares = tile.weights @ inputs.square()  # (r, c)
+    states = []
+    group = max(1, ROWS // len(tile.rows))
+    for q, full in zip(query.split(group), whole.split(group), strict=True):
+        masked = 2 * q[:, None, tile.cols] * tile.weights  # (b, r, n)
+        logits = (masked.flatten(0, 1) @ inputs).view(len(q), *outputs.shape).sub_(squares)
+        logits = torch.addcmul(logits, tile.fill, full[:, None])
+        peak, weights = softmax_weights(logits, dim=2)
+        states.append((peak[..., 0], weights.sum(2), (weights * outputs).sum(2)))
+    return tuple(torch.cat(parts) for parts in zip(*states, strict=True))
