@@ -208,7 +208,7 @@ def test_local_with_the_full_mask_is_the_optimal_denoiser(
 @pytest.mark.parametrize("kind", KINDS)
 def test_local_does_not_depend_on_the_chunk(small, small_pca, noised, official_sigmas, kind):
     queries = load("fashion-mnist", "test", n=2, size=14).images
-    for sigma in official_sigmas[::3]:
+    for sigma in official_sigmas:
         mask = make_mask(kind, small_pca, sigma)
         x = noised(queries, sigma)
         whole = LocalDenoiser(small, lambda _, mask=mask: mask, chunk=len(small))(x, sigma)
@@ -219,16 +219,17 @@ def test_local_does_not_depend_on_the_chunk(small, small_pca, noised, official_s
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_local_does_not_depend_on_the_order_of_the_images(
-    small, small_pca, noised, official_sigmas, kind
+    fashion, fashion_pca, fashion_test, noised, official_sigmas, kind
 ):
-    queries = load("fashion-mnist", "test", n=2, size=14).images
-    for seed, sigma in enumerate(official_sigmas[::3]):
-        mask = make_mask(kind, small_pca, sigma)
-        order = torch.randperm(len(small), generator=torch.Generator().manual_seed(seed))
+    images, queries = fashion.images[:200], fashion_test.images[:2]
+    for seed, sigma in enumerate(official_sigmas):
+        mask = make_mask(kind, fashion_pca, sigma)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         x = noised(queries, sigma)
-        one = LocalDenoiser(small, lambda _, mask=mask: mask)(x, sigma)
-        other = LocalDenoiser(small.images[order], lambda _, mask=mask: mask, chunk=70)(x, sigma)
-        close(other, one, 1e-5, f"{kind}, sigma {sigma:.3f}")
+        one = LocalDenoiser(images, lambda _, mask=mask: mask)(x, sigma)
+        for chunk in (7, 70, 200):
+            other = LocalDenoiser(images[order], lambda _, mask=mask: mask, chunk=chunk)(x, sigma)
+            close(other, one, 1e-5, f"{kind}, sigma {sigma:.3f}, chunk {chunk}")
 
 
 @pytest.mark.parametrize("kind", KINDS)

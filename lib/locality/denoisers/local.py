@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..data import ImageSet, check_shape
 from ..schedule import check_sigma
@@ -30,6 +31,9 @@ from .streaming import SoftmaxState, accumulate, softmax_weights
 COPY, HANDLING = 8, 3000
 # Rows of logits (output pixels times queries) at a time: a chunk of them should fit in the cache.
 ROWS = 256
+# Images are multiplied in multiples of this many. The last few of an odd number would go through
+# other, less accurate kernels, and an image's logit would depend on its place in the chunk.
+COLUMNS = 64
 
 
 class Tile(NamedTuple):
@@ -74,7 +78,10 @@ class LocalDenoiser:
             check_count(batch_average, name="batch_average")
         self.images = training_images(images)
         self.shape = tuple(self.images.shape[1:])
-        self.centre = self.images.mean(0)
+        # Summed in float64, so that the centre, too, is the same in any order of the images.
+        exact = precise_dtype(self.images.device)
+        total = sum(part.to(exact).sum(0) for part in self.images.split(1024))
+        self.centre = (total / len(self.images)).float()
         self.mask = mask
         self.temperature = temperature
         self.chunk = check_count(chunk, name="chunk")
@@ -89,11 +96,12 @@ class LocalDenoiser:
         tiles = self._tiles((self._checked_mask(sigma) / scale).to(dtype), len(x))
 
         def update(query: Tensor, chunk: Tensor) -> SoftmaxState:
-            values = (chunk.to(dtype) - self.centre).flatten(1).T.contiguous()  # (D, c)
+            values = (chunk.to(dtype) - self.centre).flatten(1).T
+            values = F.pad(values, (0, -len(chunk) % COLUMNS)).contiguous()  # (D, c), padded
             exact = values.to(precise_dtype(x.device))
             whole = 2 * query.to(exact) @ exact - exact.square().sum(0)  # (B, c)
             whole = whole.to(dtype)
-            states = [_one_tile(query, values, whole, tile) for tile in tiles]
+            states = [_one_tile(query, values, whole, tile, count=len(chunk)) for tile in tiles]
             return SoftmaxState(*(torch.cat(parts, 1) for parts in zip(*states, strict=True)))
 
         query = (x.to(dtype) - self.centre).flatten(1)
@@ -204,21 +212,22 @@ def _average(
 
 
 def _one_tile(
-    query: Tensor, values: Tensor, whole: Tensor, tile: Tile
+    query: Tensor, values: Tensor, whole: Tensor, tile: Tile, *, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax state (peak, total, weighted), each (B, r), of a tile for one chunk of images.
 
     ``query`` (B, D) and ``values`` (D, c) are pixels counted from the mean image, ``whole`` (B, c)
-    is the logit of a mask that is one everywhere.
+    is the logit of a mask that is one everywhere; only their first ``count`` columns are images.
     """
-    inputs, outputs = values.index_select(0, tile.cols), values.index_select(0, tile.rows)
+    inputs = values.index_select(0, tile.cols)
+    outputs = values[tile.rows, :count]
     squares = tile.weights @ inputs.square()  # (r, c)
     states = []
     group = max(1, ROWS // len(tile.rows))
     for q, full in zip(query.split(group), whole.split(group), strict=True):
         masked = 2 * q[:, None, tile.cols] * tile.weights  # (b, r, n)
-        logits = (masked.flatten(0, 1) @ inputs).view(len(q), *outputs.shape).sub_(squares)
-        logits = torch.addcmul(logits, tile.fill, full[:, None])
+        logits = (masked.flatten(0, 1) @ inputs).view(len(q), *squares.shape).sub_(squares)
+        logits = torch.addcmul(logits, tile.fill, full[:, None])[..., :count]
         peak, weights = softmax_weights(logits, dim=2)
         states.append((peak[..., 0], weights.sum(2), (weights * outputs).sum(2)))
     return tuple(torch.cat(parts) for parts in zip(*states, strict=True))
