@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 HTML := _build/html
 BUILD := $(BIN)/jupyter-book build . --warningiserror --nitpick --keep-going
 export LOCALITY_PRESET ?= laptop
+ifdef LOCALITY_DATA  # the notebooks run in a folder of their own: a relative path would be lost
+export LOCALITY_DATA := $(abspath $(LOCALITY_DATA))
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env book test lint unit notebooks strict-book web execute lab serve bench lock clean

@@ -99,7 +99,8 @@ def copy_ratio(x: Tensor, images: ImageSet | Tensor) -> Tensor:
     """Distance to the nearest training image over that to the second nearest, (B,).
 
     Near 0 for a copy and near 1 for an image that resembles no training image in particular;
-    below 1/3 is the usual sign of memorisation (Yoon et al. 2023).
+    below 1/3 is the usual sign of memorisation (Yoon et al. 2023). An exact copy of an image that
+    the training set holds twice is a copy, 0, although both distances are.
     """
-    distances, _ = nearest_images(x, images, k=2)
-    return distances[:, 0] / distances[:, 1]
+    nearest, second = nearest_images(x, images, k=2)[0].unbind(1)
+    return torch.where(nearest == 0, 0.0, nearest / second)

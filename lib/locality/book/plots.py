@@ -6,6 +6,7 @@ its colour through the whole book.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -163,8 +164,10 @@ def curves(
     if axis is None:
         _, axis = plt.subplots(figsize=(6.4, 3.4))
     markers = "osD^vPX"
+    taken = {COLOURS[label] for label in lines if label in COLOURS}
+    free = cycle([colour for colour in OTHERS if colour not in taken])
     for i, (label, values) in enumerate(lines.items()):
-        colour = COLOURS.get(label, OTHERS[i % len(OTHERS)])
+        colour = COLOURS[label] if label in COLOURS else next(free)
         axis.plot(sigmas, values, marker=markers[i % 7], ms=4, label=label, color=colour)
         if bands and label in bands:
             axis.fill_between(sigmas, *bands[label], color=colour, alpha=0.18, lw=0)
