@@ -71,12 +71,65 @@ def effective_radius(field: Tensor, pixel: tuple[int, int]) -> Tensor:
     Returns:
         (...): sqrt(sum f^2 d^2 / sum f^2), zero for a field that is one point.
     """
+    energy, distance2 = field.square(), distances(field, pixel).square()
+    return ((energy * distance2).sum((-2, -1)) / energy.sum((-2, -1))).sqrt()
+
+
+def anisotropy(field: Tensor, pixel: tuple[int, int]) -> Tensor:
+    """How far a field is from round: 0 if it depends on the distance from its pixel alone.
+
+    The share of the field's energy, its own pixel left out, that the best function of the
+    distance cannot explain (piecewise linear, with a knot at every whole distance). A second spot
+    or arms raise it; a field that is narrower or wider, weaker or stronger, does not.
+
+    Args:
+        field: (..., H, W), non-negative.
+
+    Returns:
+        (...), between 0 and 1.
+    """
+    distance = distances(field, pixel).flatten().double()
+    knots = torch.arange(1, int(distance.max()) + 2, device=field.device)
+    hats = (1 - (distance[:, None] - knots).abs()).clamp_min(0)[distance > 0]  # (H W - 1, knots)
+    values = field.flatten(-2).double()[..., distance > 0]  # (..., H W - 1)
+    basis = torch.linalg.qr(hats).Q
+    explained = (values @ basis).square().sum(-1)
+    return (1 - explained / values.square().sum(-1)).to(field.dtype)
+
+
+def mirror_ratio(field: Tensor, pixel: tuple[int, int]) -> Tensor:
+    """How much a field prefers the mirror image of its pixel over other pixels as far away.
+
+    The mean of the field in the 3 x 3 window at (row, W - 1 - column), over its mean at all other
+    pixels whose distance from ``pixel`` is that of some pixel in the window.
+
+    Args:
+        field: (..., H, W), non-negative.
+
+    Returns:
+        (...): 1 without a preference, for every field that depends on distance alone about 1.
+
+    Raises:
+        ValueError: if the pixel is so near to the axis that the window would touch it.
+    """
+    width = field.shape[-1]
+    mirrored = (pixel[0], width - 1 - pixel[1])
+    if abs(mirrored[1] - pixel[1]) < 4:
+        raise ValueError(f"pixel {pixel} is its own mirror image in a field {width} pixels wide")
+    distance = distances(field, pixel)
+    offsets = torch.arange(-1, 2, device=field.device)
+    window = torch.zeros_like(distance, dtype=torch.bool)
+    window[mirrored[0] + offsets[:, None], mirrored[1] + offsets] = True
+    ring = (distance >= distance[window].min()) & (distance <= distance[window].max()) & ~window
+    return field[..., window].mean(-1) / field[..., ring].mean(-1)
+
+
+def distances(field: Tensor, pixel: tuple[int, int]) -> Tensor:
+    """Distance of every place of a field (..., H, W) from ``pixel``, (H, W), in pixels."""
     height, width = field.shape[-2:]
     rows = torch.arange(height, device=field.device) - pixel[0]
     cols = torch.arange(width, device=field.device) - pixel[1]
-    distance2 = rows[:, None] ** 2 + cols**2
-    energy = field.square()
-    return ((energy * distance2).sum((-2, -1)) / energy.sum((-2, -1))).sqrt()
+    return torch.hypot(rows[:, None].float(), cols.float())
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:

@@ -24,6 +24,53 @@ BASES = Path(__file__).parent / "_bases"
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Count, mean (D,) and scatter (D, D) of images, in float64 on the CPU.
+
+    The scatter is the sum of (x - mean)(x - mean)^T. Moments of two sets of images merge exactly.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, images: ImageSet | Tensor | Iterable[Tensor], *, chunk: int = 1024) -> "Moments":
+        """Moments of ``images`` (N, C, H, W), or of an iterable of such chunks, in one pass.
+
+        The sums run about the first chunk's mean, because a sum of squares minus a squared sum
+        loses digits when the mean is large beside the spread.
+        """
+        if isinstance(images, ImageSet):
+            images = images.images
+        chunks = images.split(chunk) if isinstance(images, Tensor) else images
+        count, shape = 0, None
+        for part in chunks:
+            # float64 and LAPACK live on the CPU; some accelerators have neither.
+            flat = part.flatten(1).to("cpu", torch.float64)  # (b, D)
+            if shape is None:
+                shape, origin = tuple(part.shape[1:]), flat.mean(0)
+                total = torch.zeros_like(origin)
+                outer = torch.zeros(origin.numel(), origin.numel(), dtype=torch.float64)
+            flat = flat - origin
+            total += flat.sum(0)
+            outer.addmm_(flat.T, flat)
+            count += len(flat)
+        if count == 0:
+            raise ValueError("a covariance needs at least 2 images, got 0")
+        outer -= torch.outer(total, total) / count
+        return cls(count, origin + total / count, outer, shape)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """The moments of both sets of images together (Chan, Golub & LeVeque 1983)."""
+        count, apart = self.count + other.count, other.mean - self.mean
+        scatter = torch.outer(apart, apart) * (self.count * other.count / count)
+        scatter += self.scatter + other.scatter
+        return Moments(count, self.mean + apart * (other.count / count), scatter, self.shape)
+
+
+@dataclass(frozen=True)
 class PCA:
     """Mean and principal components of images of D = C * H * W pixels.
 
@@ -51,33 +98,24 @@ class PCA:
             images: (N, C, H, W), or an iterable of such chunks when N does not fit in memory.
             chunk: images handled at a time; changes the memory used, not the result.
 
-        The sums run in float64 about the first chunk's mean, because a sum of squares minus a
-        squared sum loses digits when the mean is large beside the spread.
-
         Raises:
             ValueError: if there are fewer than two images, or a pixel is not finite.
         """
-        if isinstance(images, ImageSet):
-            images = images.images
-        chunks = images.split(chunk) if isinstance(images, Tensor) else images
-        count, shape = 0, None
-        for part in chunks:
-            # float64 and LAPACK live on the CPU; some accelerators have neither.
-            flat = part.flatten(1).to("cpu", torch.float64)  # (b, D)
-            if shape is None:
-                shape, origin = tuple(part.shape[1:]), flat.mean(0)
-                total = torch.zeros_like(origin)
-                outer = torch.zeros(origin.numel(), origin.numel(), dtype=torch.float64)
-            flat = flat - origin
-            total += flat.sum(0)
-            outer.addmm_(flat.T, flat)
-            count += len(flat)
-        if count < 2:
-            raise ValueError(f"a covariance needs at least 2 images, got {count}")
-        if not bool(torch.isfinite(outer).all()):
+        return cls.from_moments(Moments.of(images, chunk=chunk))
+
+    @classmethod
+    def from_moments(cls, moments: "Moments") -> "PCA":
+        """Principal components of the images whose ``moments`` these are."""
+        if moments.count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {moments.count}")
+        if not bool(torch.isfinite(moments.scatter).all()):
             raise ValueError("images hold NaN or infinite pixels, expected finite ones")
-        covariance = (outer - torch.outer(total, total) / count) / (count - 1)
-        return cls.from_covariance(origin + total / count, covariance, shape=shape, count=count)
+        return cls.from_covariance(
+            moments.mean,
+            moments.scatter / (moments.count - 1),
+            shape=moments.shape,
+            count=moments.count,
+        )
 
     @classmethod
     def from_covariance(
@@ -120,6 +158,30 @@ class PCA:
     def wiener_rows(self, sigma: float, pixels: Sequence[int] | Tensor) -> Tensor:
         """Rows of W for the flat output ``pixels``, (P, D), at a cost of P * k * D only."""
         return self._rows(self.shrinkage(sigma), torch.as_tensor(pixels, device=self.mean.device))
+
+    def wiener_rows_with(
+        self, sigma: float, pixels: Sequence[int] | Tensor, direction: Tensor, *, variance: float
+    ) -> Tensor:
+        """Rows of W, (P, D), had every image gained a * ``direction`` with a random a.
+
+        Args:
+            direction: (D,), the pattern that is added.
+            variance: of a, which is independent of the image.
+
+        The covariance gains variance * direction direction^T, and by Sherman & Morrison (1950) W
+        gains g g^T / (sigma^2 / variance + direction . g), where g = direction - W direction is
+        what the filter removes from the pattern. No new eigenvectors are needed.
+        """
+        if direction.shape != self.mean.shape or not variance >= 0:
+            raise ValueError(
+                f"direction must have shape {tuple(self.mean.shape)} and variance be at least 0, "
+                f"got {tuple(direction.shape)} and {variance}"
+            )
+        direction = direction.to(self.mean)
+        removed = direction - self.apply(self.shrinkage(sigma), direction[None])[0]
+        gain = variance / (sigma**2 + variance * (direction @ removed))
+        rows = self.wiener_rows(sigma, pixels)
+        return rows + gain * torch.outer(removed[torch.as_tensor(pixels)], removed)
 
     def apply(self, values: Tensor, x: Tensor) -> Tensor:
         """U diag(values) U^T x for flat ``x`` (B, D), without forming the matrix."""

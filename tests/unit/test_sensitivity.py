@@ -9,9 +9,11 @@ from torch import Tensor
 
 from locality.denoisers import LocalDenoiser, OptimalDenoiser, WienerDenoiser, masks
 from locality.sensitivity import (
+    anisotropy,
     autograd_rows,
     effective_radius,
     jacobian_rows,
+    mirror_ratio,
     overlap,
     sensitivity,
 )
@@ -166,6 +168,57 @@ def test_effective_radius_of_known_fields():
         field = torch.exp(-(place[:, None] ** 2 + place**2) / (2 * width**2))
         assert effective_radius(field, (50, 50)).item() == pytest.approx(width, rel=1e-4)
         assert effective_radius(7 * field, (50, 50)).item() == pytest.approx(width, rel=1e-4)
+
+
+def bump(height: int, width: int, pixel: tuple[int, int], rows: float, cols: float) -> Tensor:
+    """A Gaussian of these two widths around ``pixel``."""
+    down, right = torch.arange(height) - pixel[0], torch.arange(width) - pixel[1]
+    return torch.exp(-0.5 * ((down[:, None] / rows) ** 2 + (right / cols) ** 2))
+
+
+def test_anisotropy_of_round_and_other_fields():
+    pixel = (16, 16)
+    for width in (3.0, 6.0):
+        round_field = bump(32, 32, pixel, width, width)
+        assert anisotropy(round_field, pixel).item() < 2e-3
+        assert anisotropy(5 * round_field, pixel).item() < 2e-3
+    axes = [anisotropy(bump(32, 32, pixel, 3, 3 * ratio), pixel).item() for ratio in (1, 1.5, 2, 3)]
+    assert all(rounder < longer for rounder, longer in pairwise(axes)), axes
+    assert anisotropy(bump(32, 32, pixel, 9, 3), pixel).item() == pytest.approx(axes[-1], rel=1e-3)
+    # Random signs have no radial part beyond chance: of the 32 * 32 - 1 values about 23 are fitted.
+    noise = torch.randn(50, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert anisotropy(noise, pixel).mean().item() == pytest.approx(1 - 23 / 1023, abs=0.01)
+    # The pixel itself does not count.
+    spike = bump(32, 32, pixel, 3, 6)
+    spiked = spike.clone()
+    spiked[16, 16] = 100
+    assert torch.equal(anisotropy(spike, pixel), anisotropy(spiked, pixel))
+
+
+def test_anisotropy_is_the_residual_of_least_squares(fashion_pca):
+    field = fashion_pca.wiener_rows(1.24, [14 * 28 + 12]).view(28, 28).abs().double()
+    place = torch.arange(28)
+    distance = torch.hypot(place[:, None] - 14.0, place - 12.0).double().flatten()
+    knots = torch.arange(1, 23)
+    hats = torch.stack([(1 - (distance - k).abs()).clamp_min(0) for k in knots], 1)[distance > 0]
+    values = field.flatten()[distance > 0]
+    fit = hats @ torch.linalg.lstsq(hats, values[:, None], driver="gelsd").solution
+    expected = (values - fit[:, 0]).square().sum() / values.square().sum()
+    assert anisotropy(field, (14, 12)).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_mirror_ratio_finds_a_second_spot_and_only_there():
+    pixel = (16, 11)
+    plain = bump(32, 32, pixel, 5, 5)
+    assert mirror_ratio(torch.ones(2, 32, 32), pixel).tolist() == [1, 1]
+    assert mirror_ratio(plain, pixel).item() == pytest.approx(1, abs=0.25)
+    pair = plain + 0.2 * bump(32, 32, (16, 20), 1, 1)
+    elsewhere = plain + 0.2 * bump(32, 32, (7, 11), 1, 1)  # as far, but above
+    assert mirror_ratio(pair, pixel) > 1.5 * mirror_ratio(plain, pixel)
+    assert mirror_ratio(elsewhere, pixel) < mirror_ratio(plain, pixel)
+    torch.testing.assert_close(mirror_ratio(pair.flip(1), (16, 20)), mirror_ratio(pair, pixel))
+    with pytest.raises(ValueError, match=r"pixel \(3, 15\) is its own mirror image"):
+        mirror_ratio(plain, (3, 15))
 
 
 def test_overlap_is_the_cosine_and_blind_to_scale():

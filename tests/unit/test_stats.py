@@ -1,11 +1,14 @@
 """Principal components and the Wiener matrix: scikit-learn's, streaming, on disk, bad input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from sklearn.decomposition import PCA as SklearnPCA
 
+from locality.shapes import letter_w
 from locality.stats import PCA
 
 
@@ -208,3 +211,40 @@ def test_colour_pixels_are_counted_channel_by_channel(colour):
     red, blue = colour.images[:, 0].flatten(1).numpy(), colour.images[:, 2].flatten(1).numpy()
     expected = np.cov(red.T, blue.T)[:16, 16:]  # red pixels against blue ones
     np.testing.assert_allclose(pca.covariance()[:16, 32:], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.24, 12.0])
+def test_a_hidden_shape_changes_the_wiener_rows_as_a_new_pca_would(fashion, fashion_pca, sigma):
+    shape, variance = letter_w(28, 28).flatten(), 0.25
+    outer = torch.outer(shape, shape).double()
+    mean, covariance = fashion_pca.mean, torch.cov(fashion.images.flatten(1).double().T)
+    again = PCA.from_covariance(
+        mean, covariance + variance * outer, shape=fashion.shape, count=len(fashion)
+    )
+    pixels = [0, 200, 406, int(shape.nonzero()[0])]
+    got = fashion_pca.wiener_rows_with(sigma, pixels, shape, variance=variance)
+    torch.testing.assert_close(got, again.wiener_rows(sigma, pixels), atol=2e-4, rtol=0)
+    unchanged = fashion_pca.wiener_rows(sigma, pixels)
+    assert (got - unchanged).abs().max() > 1e-3, "five times the tolerance above"
+    same = fashion_pca.wiener_rows_with(sigma, pixels, shape, variance=0.0)
+    assert torch.equal(same, unchanged)
+
+
+def test_the_hidden_shape_of_a_truncated_basis(small):
+    # With k < D eigenvectors all other directions share one variance; the update must know them.
+    pca = PCA.fit(small)
+    values = torch.cat([pca.eigenvalues[:30], pca.eigenvalues[30:].mean().expand(166)])
+    pca = replace(pca, eigenvalues=values).truncate(30)
+    shape = letter_w(14, 14).flatten()
+    covariance = pca.covariance().double() + 0.1 * torch.outer(shape, shape).double()
+    identity = torch.eye(196, dtype=torch.float64)
+    expected = covariance @ torch.linalg.inv(covariance + 0.5**2 * identity)
+    got = pca.wiener_rows_with(0.5, range(196), shape, variance=0.1)
+    torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=0)
+
+
+def test_a_hidden_shape_must_fit(small_pca):
+    with pytest.raises(ValueError, match=r"direction must have shape \(196,\).*got \(784,\)"):
+        small_pca.wiener_rows_with(1.0, [0], torch.ones(784), variance=1.0)
+    with pytest.raises(ValueError, match="got .* and -1"):
+        small_pca.wiener_rows_with(1.0, [0], torch.ones(196), variance=-1.0)
