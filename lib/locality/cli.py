@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from . import data, zoo
 from .denoisers import Denoiser, LocalDenoiser, OptimalDenoiser, WienerDenoiser, masks
+from .distributed import Sharded, fit_pca, share
 from .metrics import bootstrap_interval, mse, r2
 from .networks import architecture
 from .sampling import ddim, initial_noise
@@ -70,9 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     added.add_argument("--folder", type=Path, default=Path("runs"))
 
-    added = command(run_sample, "sample a trained network into a picture")
-    added.add_argument("name", help="a network of the zoo, or of FOLDER")
+    added = command(run_sample, "sample into a picture; under torchrun: images shared out")
+    added.add_argument("name", help=f"{', '.join(METHODS)}, or a network of the zoo or of FOLDER")
     added.add_argument("picture", type=Path, help="the PNG file to write")
+    added.add_argument("--data", default="fashion-mnist", help="the training images of a method")
+    add_data(added)
+    added.add_argument("--threshold", type=float, default=0.02, help="of local's masks")
     added.add_argument("--samples", type=int, default=8)
     added.add_argument("--steps", type=int, default=10)
     added.add_argument("--seed", type=int, default=42)
@@ -143,44 +147,63 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_sample(options: argparse.Namespace) -> None:
-    """Sample from a network and write the images side by side."""
-    denoiser = zoo.load(options.name, device=options.device, folder=options.folder)
-    shape = tuple(zoo.card(options.name, folder=options.folder)["shape"])
-    images = _samples(denoiser, shape, options)
-    pixels = ((images + 1) * 127.5).round().byte().permute(2, 0, 3, 1).flatten(1, 2)  # (H, B W, C)
-    Image.fromarray(pixels.squeeze(2).cpu().numpy()).save(options.picture)
-    print(f"saved {options.picture}")
+    """Sample from a network or an analytical denoiser and write the images side by side."""
+    with _processes(options.device) as (device, first):
+        if options.name in METHODS:
+            images = data.load(
+                options.data, n=options.images, size=options.size, gray=options.gray
+            ).images
+            denoiser = _method(options.name, images, options.threshold, device)
+            shape = tuple(images.shape[1:])
+        else:
+            denoiser = zoo.load(options.name, device=device, folder=options.folder)
+            shape = tuple(zoo.card(options.name, folder=options.folder)["shape"])
+        samples = _samples(denoiser, shape, options, device)
+        if first:
+            pixels = ((samples + 1) * 127.5).round().byte()
+            pixels = pixels.permute(2, 0, 3, 1).flatten(1, 2)  # (H, B W, C)
+            Image.fromarray(pixels.squeeze(2).cpu().numpy()).save(options.picture)
+            print(f"saved {options.picture}")
 
 
 def run_score(options: argparse.Namespace) -> None:
     """Print r2 and MSE of a method's samples against a network's, from the same noise."""
     images = data.load(options.data, n=options.images, size=options.size, gray=options.gray)
     truth = zoo.load(options.name, device=options.device, folder=options.folder)
-    ours = _method(options.method, images.images.to(options.device), options.threshold)
-    expected = _samples(truth, images.shape, options)
-    answer = _samples(ours, images.shape, options)
+    device = torch.device(options.device)
+    ours = _method(options.method, images.images, options.threshold, device)
+    expected = _samples(truth, images.shape, options, device)
+    answer = _samples(ours, images.shape, options, device)
     for metric in (r2, mse):
         values = metric(answer, expected)
         low, high = bootstrap_interval(values)
         print(f"{metric.__name__}: {values.mean():.3f} (95 % interval {low:.3f} to {high:.3f})")
 
 
-def _method(name: str, images: torch.Tensor, threshold: float) -> Denoiser:
+def _method(name: str, images: torch.Tensor, threshold: float, device: torch.device) -> Denoiser:
+    """A denoiser of METHODS; where there are several processes, each keeps its share of images."""
+    sharded = dist.is_initialized()
+    images = (share(images) if sharded else images).to(device)
     if name == "optimal":
-        return OptimalDenoiser(images)
-    pca = PCA.fit(images).to(images.device)
-    if name == "wiener":
-        return WienerDenoiser(pca)
-    return LocalDenoiser(images, lambda sigma: masks.pca(pca, sigma, threshold))
+        denoiser = OptimalDenoiser(images)
+    else:
+        pca = (fit_pca if sharded else PCA.fit)(images).to(device)
+        if name == "wiener":
+            return WienerDenoiser(pca)
+        denoiser = LocalDenoiser(
+            images, lambda sigma: masks.pca(pca, sigma, threshold), centre=pca.mean
+        )
+    return Sharded(denoiser) if sharded else denoiser
 
 
 def _samples(
-    denoiser: Denoiser, shape: tuple[int, int, int], options: argparse.Namespace
+    denoiser: Denoiser,
+    shape: tuple[int, int, int],
+    options: argparse.Namespace,
+    device: torch.device,
 ) -> torch.Tensor:
     sigmas = ddpm_sigmas(options.steps)
-    noise = initial_noise(
-        options.samples, shape, sigma=sigmas[0], seed=options.seed, device=options.device
-    )
+    noise = initial_noise(options.samples, shape, sigma=sigmas[0], seed=options.seed, device=device)
     *_, last = ddim(denoiser, noise, sigmas)
     return last.x0
 

@@ -56,6 +56,8 @@ class LocalDenoiser:
         images: (N, C, H, W), or an ImageSet.
         mask: sigma -> (D, D) non-negative weights; see ``masks``.
         temperature: T above; 1 in the paper.
+        centre: (C, H, W), from where pixels are counted; changes the rounding, not the result.
+            Unless given, the mean of the images. Denoisers whose states merge should share one.
         chunk: training images handled at a time; changes time and memory, not the result.
         batch_average: None for the exact softmax. A number of images reproduces the paper's
             released code, which takes one softmax inside each batch of that many consecutive
@@ -69,6 +71,7 @@ class LocalDenoiser:
         mask: Callable[[float], Tensor],
         *,
         temperature: float = 1.0,
+        centre: Tensor | None = None,
         chunk: int = 1024,
         batch_average: int | None = None,
     ):
@@ -78,10 +81,12 @@ class LocalDenoiser:
             check_count(batch_average, name="batch_average")
         self.images = training_images(images)
         self.shape = tuple(self.images.shape[1:])
-        # Summed in float64, so that the centre, too, is the same in any order of the images.
-        exact = precise_dtype(self.images.device)
-        total = sum(part.to(exact).sum(0) for part in self.images.split(1024))
-        self.centre = (total / len(self.images)).float()
+        if centre is None:
+            # Summed in float64, so that the centre, too, is the same in any order of the images.
+            exact = precise_dtype(self.images.device)
+            total = sum(part.to(exact).sum(0) for part in self.images.split(1024))
+            centre = (total / len(self.images)).float()
+        self.centre = centre.to(self.images).view(self.shape)
         self.mask = mask
         self.temperature = temperature
         self.chunk = check_count(chunk, name="chunk")
@@ -89,27 +94,50 @@ class LocalDenoiser:
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Local posterior mean, (B, C, H, W) float32, of the noisy images ``x`` (B, C, H, W)."""
+        groups = self.images.split(self.batch_average or len(self.images))
+        tiles, dtype = self._prepare(x, sigma)
+        answers = [self._state(x, group, tiles, dtype).mean() for group in groups]
+        return torch.stack(answers).mean(0).to(x.dtype).view_as(x)
+
+    def state(self, x: Tensor, sigma: float) -> SoftmaxState:
+        """The streaming softmax over this denoiser's images; states of several sets merge."""
+        if self.batch_average is not None:
+            raise ValueError("state knows the exact softmax only; batch_average is set")
+        return self._state(x, self.images, *self._prepare(x, sigma))
+
+    def _prepare(self, x: Tensor, sigma: float) -> tuple[list[Tile], torch.dtype]:
+        """The mask over 2 sigma^2 T, in tiles, and the dtype that its products need."""
         check_shape(x, self.shape)
         scale = 2 * check_sigma(sigma) ** 2 * self.temperature
         # Under little noise the logits are large beside their differences: too large for float32.
         dtype = torch.float32 if scale > 0.2 else precise_dtype(x.device)
-        tiles = self._tiles((self._checked_mask(sigma) / scale).to(dtype), len(x))
+        return self._tiles((self._checked_mask(sigma) / scale).to(dtype), len(x)), dtype
+
+    def _state(
+        self, x: Tensor, images: Tensor, tiles: list[Tile], dtype: torch.dtype
+    ) -> SoftmaxState:
+        exact = precise_dtype(x.device)
 
         def update(query: Tensor, chunk: Tensor) -> SoftmaxState:
             values = (chunk.to(dtype) - self.centre).flatten(1).T
             values = F.pad(values, (0, -len(chunk) % COLUMNS)).contiguous()  # (D, c), padded
-            exact = values.to(precise_dtype(x.device))
-            whole = 2 * query.to(exact) @ exact - exact.square().sum(0)  # (B, c)
+            precise = values.to(exact)
+            whole = 2 * query.to(exact) @ precise - precise.square().sum(0)  # (B, c)
             whole = whole.to(dtype)
             states = [_one_tile(query, values, whole, tile, count=len(chunk)) for tile in tiles]
             return SoftmaxState(*(torch.cat(parts, 1) for parts in zip(*states, strict=True)))
 
         query = (x.to(dtype) - self.centre).flatten(1)
-        groups = self.images.split(self.batch_average or len(self.images))
-        answers = [_average(update, query, group.split(self.chunk)) for group in groups]
-        answer = torch.empty_like(query)
-        answer[:, torch.cat([tile.rows for tile in tiles])] = torch.stack(answers).mean(0)
-        return (answer.view_as(x) + self.centre).to(x.dtype)
+        found = _accumulate(update, query, images.split(self.chunk))
+        order = torch.cat([tile.rows for tile in tiles]).argsort()
+        peak, total, weighted = (
+            part[:, order].to(exact) for part in (found.peak, found.total, found.weighted)
+        )
+        # So far the logits lack -M x^2 and the values the centre: states of other images, with
+        # another centre, could not be merged with this one.
+        squares = torch.cat([_squares(query.to(exact), tile) for tile in tiles], 1)[:, order]
+        weighted = weighted + total * self.centre.flatten().to(exact)
+        return SoftmaxState(peak - squares, total, weighted)
 
     def jacobian_rows(self, x: Tensor, sigma: float, pixels: Tensor) -> Tensor:
         """Rows of dD/dx for the flat output ``pixels``, (B, P, D).
@@ -187,14 +215,14 @@ def _square_tiles(shape: tuple[int, int, int], side: int) -> Iterator[Tensor]:
             yield index[:, top : top + side, left : left + side].flatten()
 
 
-def _average(
+def _accumulate(
     update: Callable[[Tensor, Tensor], SoftmaxState], query: Tensor, chunks: Sequence[Tensor]
-) -> Tensor:
-    """The mean over all chunks. On a CPU whole chunks are shared out among the threads: a tile's
+) -> SoftmaxState:
+    """The state of all chunks. On a CPU whole chunks are shared out among the threads: a tile's
     operations are too small to be, and would take longer on two threads than on one."""
     threads = torch.get_num_threads()
     if query.requires_grad or query.device.type != "cpu" or threads == 1 or len(chunks) == 1:
-        return accumulate(update, query, chunks).mean()
+        return accumulate(update, query, chunks)
 
     @torch.no_grad()
     def work(part: Sequence[Tensor]) -> SoftmaxState:
@@ -208,7 +236,14 @@ def _average(
             )
     finally:
         torch.set_num_threads(threads)
-    return reduce(SoftmaxState.merge, states).mean()
+    return reduce(SoftmaxState.merge, states)
+
+
+def _squares(query: Tensor, tile: Tile) -> Tensor:
+    """sum_n M[m, n] x[n]^2 for the tile's output pixels m, (B, r)."""
+    squares = query.square()
+    whole = squares.sum(1, keepdim=True) * tile.fill[:, 0].to(query)
+    return squares[:, tile.cols] @ tile.weights.T.to(query) + whole
 
 
 def _one_tile(

@@ -38,22 +38,27 @@ class OptimalDenoiser:
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Posterior mean, (B, C, H, W) float32, of the noisy images ``x`` (B, C, H, W)."""
-        check_shape(x, self.shape)
-        scale = 2 * check_sigma(sigma) ** 2
         if self.neighbours is not None:
             parts = self.log_weights(x, sigma).exp().split(self.chunk, dim=1)
             chunks = self.images.split(self.chunk)
             mean = sum(w @ c.flatten(1).to(w) for w, c in zip(parts, chunks, strict=True))
             return mean.to(x.dtype).view_as(x)
 
+        return self.state(x, sigma).mean().to(x.dtype).view_as(x)
+
+    def state(self, x: Tensor, sigma: float) -> SoftmaxState:
+        """The streaming softmax over this denoiser's images; states of several sets merge."""
+        check_shape(x, self.shape)
+        if self.neighbours is not None:
+            raise ValueError("state knows the exact softmax only; neighbours is set")
+        scale = 2 * check_sigma(sigma) ** 2
+
         def update(x: Tensor, chunk: Tensor) -> SoftmaxState:
             values = chunk.flatten(1).to(self.dtype)
             peak, weights = softmax_weights(-squared_distances(x, values) / scale, dim=1)
             return SoftmaxState(peak, weights.sum(1, keepdim=True), weights @ values)
 
-        query = x.flatten(1).to(self.dtype)
-        mean = accumulate(update, query, self.images.split(self.chunk)).mean()
-        return mean.to(x.dtype).view_as(x)
+        return accumulate(update, x.flatten(1).to(self.dtype), self.images.split(self.chunk))
 
     def log_weights(self, x: Tensor, sigma: float) -> Tensor:
         """log w_k, (B, N): the log posterior probability of every training image."""
