@@ -6,6 +6,7 @@ All are called as ``denoiser(x, sigma)`` and return the estimated clean image.
 from . import masks
 from .base import Denoiser
 from .local import LocalDenoiser
+from .mixture import KernelMixtureDenoiser, WienerMixtureDenoiser
 from .optimal import OptimalDenoiser
 from .patches import ELSDenoiser, PSPCDenoiser
 from .smoothed import SmoothedDenoiser
@@ -14,10 +15,12 @@ from .wiener import WienerDenoiser
 __all__ = [
     "Denoiser",
     "ELSDenoiser",
+    "KernelMixtureDenoiser",
     "LocalDenoiser",
     "OptimalDenoiser",
     "PSPCDenoiser",
     "SmoothedDenoiser",
     "WienerDenoiser",
+    "WienerMixtureDenoiser",
     "masks",
 ]
