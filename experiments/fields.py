@@ -62,7 +62,9 @@ RECIPES = {
         0.05,
     ),
     "celeba": Recipe({"name": "celeba", "size": 32}, FACE, 0.02, FACES),
-    "cifar10-gray": Recipe({"name": "cifar10", "gray": True}, {"centre": (16, 16)}, 0.05),
+    "cifar10-gray": Recipe(
+        {"name": "cifar10", "gray": True}, {"centre": (16, 16), "where eyes are": (16, 11)}, 0.05
+    ),
     "afhq-cat": Recipe(
         {"name": "afhq-cat", "size": 32}, {"eye": (16, 11), "cheek": (22, 8)}, 0.02, FACES
     ),
@@ -110,8 +112,8 @@ def measure(
     return {key: torch.stack(parts).unflatten(0, shape) for key, parts in found.items()}
 
 
-def measure_set(name: str) -> None:
-    """Measure all models of one data set that its results lack."""
+def measure_set(name: str, only: list[str] | None) -> None:
+    """Measure the models of one data set that its results lack; `only` these, if given."""
     recipe, path = RECIPES[name], RESULTS / f"fields-{name}.safetensors"
     images = load(**recipe.data)
     clean = load(**recipe.data, split="test", n=COUNT).images
@@ -131,6 +133,8 @@ def measure_set(name: str) -> None:
         if about["models"].get(model) == version:
             print(f"{name}: {model} is there")
             continue
+        if only is not None and model not in only:
+            continue
         began = time.process_time()
         found = measure(make(), clean, list(recipe.pixels.values()), recipe.statistics)
         tensors |= {f"{model}.{key}": value for key, value in found.items()}
@@ -145,12 +149,14 @@ def main() -> None:
     """Measure the sets named on the command line, by default all whose images are here."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="SET", help=f"of {', '.join(RECIPES)}")
-    names = parser.parse_args().names or list(RECIPES)
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="only these, say UNet Wiener")
+    arguments = parser.parse_args()
+    names = arguments.names or list(RECIPES)
     if unknown := set(names) - set(RECIPES):
         parser.error(f"unknown sets {sorted(unknown)}, expected some of {', '.join(RECIPES)}")
     for name in names:
         if available(RECIPES[name].data["name"]):
-            measure_set(name)
+            measure_set(name, arguments.models)
         else:
             print(f"{name}: its images are not on this machine")
 

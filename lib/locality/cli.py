@@ -11,10 +11,9 @@ import torch.distributed as dist
 from PIL import Image
 from tqdm import tqdm
 
-from . import data, zoo
+from . import data, scoreboard, zoo
 from .denoisers import Denoiser, LocalDenoiser, OptimalDenoiser, WienerDenoiser, masks
 from .distributed import Sharded, fit_pca, share
-from .metrics import bootstrap_interval, mse, r2
 from .networks import architecture
 from .sampling import ddim, initial_noise
 from .schedule import ddpm_sigmas
@@ -83,17 +82,19 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--device", default="cpu")
     added.add_argument("--folder", type=Path, default=zoo.ZOO)
 
-    added = command(run_score, "compare an analytical denoiser's samples with a network's")
-    added.add_argument("method", choices=METHODS)
-    added.add_argument("name", help="a network of the zoo, or of FOLDER")
-    added.add_argument("--data", default="fashion-mnist")
-    add_data(added)
-    added.add_argument("--threshold", type=float, default=0.02, help="of local's masks")
-    added.add_argument("--samples", type=int, default=8)
-    added.add_argument("--steps", type=int, default=10)
-    added.add_argument("--seed", type=int, default=42)
+    added = command(run_score, "compare methods with a network, from the same noise; resumable")
+    added.add_argument("data", metavar="DATA", help="what the network was trained on")
+    added.add_argument("--network", help="of the zoo, or of FOLDER (default: unet/DATA)")
+    added.add_argument("--methods", nargs="+", metavar="METHOD", help="by default all there are")
+    added.add_argument("--images", type=int, help="methods hold only the first IMAGES of its set")
+    added.add_argument("--seeds", type=int, default=128)
+    added.add_argument("--queries", type=int, default=32, help="for the curves over sigma")
+    added.add_argument("--steps", type=int, default=10, help="of DDIM (default: the paper's 10)")
     added.add_argument("--device", default="cpu")
     added.add_argument("--folder", type=Path, default=zoo.ZOO)
+    added.add_argument(
+        "--output", type=Path, help="default: scoreboard-DATA.json in experiments/results"
+    )
     return parser
 
 
@@ -167,17 +168,26 @@ def run_sample(options: argparse.Namespace) -> None:
 
 
 def run_score(options: argparse.Namespace) -> None:
-    """Print r2 and MSE of a method's samples against a network's, from the same noise."""
-    images = data.load(options.data, n=options.images, size=options.size, gray=options.gray)
-    truth = zoo.load(options.name, device=options.device, folder=options.folder)
-    device = torch.device(options.device)
-    ours = _method(options.method, images.images, options.threshold, device)
-    expected = _samples(truth, images.shape, options, device)
-    answer = _samples(ours, images.shape, options, device)
-    for metric in (r2, mse):
-        values = metric(answer, expected)
-        low, high = bootstrap_interval(values)
-        print(f"{metric.__name__}: {values.mean():.3f} (95 % interval {low:.3f} to {high:.3f})")
+    """Fill a results file with what it lacks, one method at a time, and print each."""
+    output = options.output or Path("experiments/results") / f"scoreboard-{options.data}.json"
+    bench = scoreboard.prepare(
+        options.network or f"unet/{options.data}",
+        images=options.images,
+        seeds=options.seeds,
+        queries=options.queries,
+        steps=options.steps,
+        folder=options.folder,
+        device=options.device,
+    )
+    for entry in scoreboard.run(bench, options.methods, output=output):
+        r2, copies = entry["r2"], entry["copies"]["share"]
+        print(
+            f"{entry['settings']['method']:20s} r2 {r2['mean']:.3f} "
+            f"({r2['low']:.3f} to {r2['high']:.3f}), copies {copies:.0%}, "
+            f"{entry['seconds']:.3g} s a sample",
+            flush=True,
+        )
+    print(f"{output} holds {len(scoreboard.read(output))} results")
 
 
 def _method(name: str, images: torch.Tensor, threshold: float, device: torch.device) -> Denoiser:

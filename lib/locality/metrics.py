@@ -2,7 +2,8 @@
 
 ``r2``, ``pearson`` and ``mse`` compare images pair by pair, as the paper compares the samples of
 an analytical denoiser with those of a trained network from the same noise. ``copy_ratio``
-tells a copy of a training image from a new one.
+tells a copy of a training image from a new one; ``frechet_distance`` compares two sets of images
+as wholes.
 """
 
 from collections.abc import Callable
@@ -104,3 +105,27 @@ def copy_ratio(x: Tensor, images: ImageSet | Tensor) -> Tensor:
     """
     nearest, second = nearest_images(x, images, k=2)[0].unbind(1)
     return torch.where(nearest == 0, 0.0, nearest / second)
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> float:
+    """Squared Frechet distance of two Gaussians, fitted to features ``x`` (n, D) and ``y`` (m, D).
+
+    |mean_x - mean_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), S the covariances (Heusel et al. 2017).
+    It depends on what the features are, and it is too large for small sets: compare distances that
+    were taken with as many images.
+
+    Raises:
+        ValueError: if the two are not (n, D) and (m, D) with at least two rows each.
+    """
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise ValueError(
+            f"expected features (n, D) and (m, D), two rows or more, got {tuple(x.shape)} and "
+            f"{tuple(y.shape)}"
+        )
+    x, y = x.double().cpu(), y.double().cpu()
+    values, vectors = torch.linalg.eigh(x.T.cov())
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    # S_x^(1/2) S_y S_x^(1/2) is symmetric and has the eigenvalues of S_x S_y.
+    shared = torch.linalg.eigvalsh(root @ y.T.cov() @ root).clamp_min(0).sqrt().sum()
+    means = (x.mean(0) - y.mean(0)).square().sum()
+    return (means + x.var(0).sum() + y.var(0).sum() - 2 * shared).item()

@@ -2,9 +2,10 @@
 
 The paper shows that locality can be manipulated: if every image gets ``a * shape`` with its own
 random ``a``, the covariance of the data gains one rank-one term, and trained networks look along
-the shape. `letter_w` is the paper's example.
+the shape. `letter_w` is the paper's example, `drawing` is for yours.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -29,6 +30,18 @@ def letter_w(height: int, width: int) -> Tensor:
             column = round(left + (at0 + t * (at1 - at0)) * (right - left))
             shape[row, column] = 1
     return shape
+
+
+def drawing(rows: Sequence[str]) -> Tensor:
+    """A shape drawn in text, (rows, columns): 1 at every ``#``, 0 at every other character.
+
+    Raises:
+        ValueError: if the rows differ in length, or there is no ``#``.
+    """
+    widths = sorted({len(row) for row in rows})
+    if len(widths) != 1 or not any("#" in row for row in rows):
+        raise ValueError(f"a drawing has rows of one length and some '#', got lengths {widths}")
+    return torch.tensor([[float(mark == "#") for mark in row] for row in rows])
 
 
 def add_shape(images: Tensor, shape: Tensor, *, deviation: float = 0.5, seed: int = 0) -> Tensor:

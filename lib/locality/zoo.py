@@ -3,6 +3,8 @@
 A network is two files: NAME.safetensors, the weights in float16, and NAME.json, the card, with the
 architecture, the data and their checksum, the training, held-out losses and the weights' SHA-256.
 `experiments/train_zoo.py` makes both; `python -m locality train` makes them in a folder of yours.
+NAME.sides.json holds the patch sides that imitate a network best
+(`experiments/calibrate_sides.py`).
 """
 
 import difflib
@@ -15,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from .denoisers.sides import Calibration
 from .networks import Classifier, NetworkDenoiser
 from .networks import build as build_network
 from .training import write_atomically
@@ -74,6 +77,28 @@ def build(about: dict) -> NetworkDenoiser | Classifier:
     return NetworkDenoiser(
         network, sigma_data=about["sigma_data"], parametrisation=about["parametrisation"]
     )
+
+
+def sides(name: str, method: str, *, folder: str | Path = ZOO) -> Calibration:
+    """The patch sides with which a patch denoiser predicts the noise most like a network.
+
+    ``zoo.sides("unet/fashion-mnist", "ls")(sigma)`` is a side in pixels; see `Calibration`.
+
+    Args:
+        method: "ls", "els", "bbels" (ELS with broken boundary) or "pspc".
+
+    Raises:
+        ValueError: if there is no such network, or its sides were not measured for the method.
+    """
+    card(name, folder=folder)  # an unknown network is told so
+    path = Path(folder) / f"{name}.sides.json"
+    methods = json.loads(path.read_text())["methods"] if path.exists() else {}
+    if method not in methods:
+        known = ", ".join(methods) or "none"
+        raise ValueError(f"no sides of {method!r} measured on {name}; there are: {known}")
+    found = methods[method]
+    similarity = torch.tensor(found["similarity"])
+    return Calibration(found["sigmas"], found["sides"], found["best"], similarity)
 
 
 def save(name: str, model: nn.Module, about: dict, *, folder: str | Path = ZOO) -> None:

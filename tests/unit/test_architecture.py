@@ -15,6 +15,7 @@ LAYERS = [
     {"distributed", "training", "zoo"},
     {"sampling", "sensitivity"},
     {"metrics"},
+    {"scoreboard"},
     {"cli", "__main__"},
     {"book"},
 ]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from locality.shapes import add_shape, letter_w
+from locality.shapes import add_shape, drawing, letter_w
 
 
 @pytest.mark.parametrize("size", [(28, 28), (32, 32), (24, 40)])
@@ -15,6 +15,17 @@ def test_a_w_is_a_connected_line_with_four_strokes(size):
     strokes = (middle[1:] > middle[:-1]).sum()
     assert strokes == 4
     assert 0.02 < shape.mean() < 0.2
+
+
+def test_a_drawing_is_read_as_it_looks():
+    shape = drawing(["..#", "# #"])
+    assert shape.tolist() == [[0, 0, 1], [1, 0, 1]] and shape.dtype == torch.float32
+    letter = letter_w(12, 14)
+    text = ["".join("#" if pixel else "." for pixel in row) for row in letter.tolist()]
+    assert torch.equal(drawing(text), letter)
+    for wrong in (["..#", "#"], ["...", "..."], []):
+        with pytest.raises(ValueError, match="rows of one length and some '#'"):
+            drawing(wrong)
 
 
 def test_the_covariance_gains_the_outer_product_of_the_shape():

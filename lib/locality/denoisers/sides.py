@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..schedule import karras_sigmas
 from .base import Denoiser
-
-Value = TypeVar("Value")
 
 # Kamb & Ganguli 2025, patch sides of UNets at step i = 1 ... 19 of 20, low to high noise, without
 # the entry of step 0, which their released sampler never takes. Its schedule is
@@ -29,7 +27,7 @@ PSPC_SHARES = (1.0,) * 7 + (0.7, 0.7, 0.5, 0.4, 0.4, 0.4, 0.4, 0.3, 0.3, 0.3, 0.
 PSPC_SIGMAS = tuple(karras_sigmas(18, sigma_min=0.002, sigma_max=80.0).tolist())
 
 
-def by_noise_level(sigmas: Sequence[float], values: Sequence[Value]) -> Callable[[float], Value]:
+def by_noise_level(sigmas: Sequence[float], values: Sequence) -> Callable:
     """A function of sigma that gives the value of the nearest of ``sigmas``, in octaves.
 
     ``by_noise_level(KAMB_SIGMAS, KAMB_SIDES["cifar10"])`` is a ``side`` for ``ELSDenoiser``.
@@ -39,7 +37,7 @@ def by_noise_level(sigmas: Sequence[float], values: Sequence[Value]) -> Callable
             f"need one value for each positive sigma, got {len(values)} and {list(sigmas)}"
         )
 
-    def value(sigma: float) -> Value:
+    def value(sigma: float) -> object:
         return values[min(range(len(sigmas)), key=lambda i: abs(math.log(sigmas[i] / sigma)))]
 
     return value
@@ -48,13 +46,18 @@ def by_noise_level(sigmas: Sequence[float], values: Sequence[Value]) -> Callable
 class Calibration(NamedTuple):
     """Patch sides measured on a network: ``best[i]`` at ``sigmas[i]``.
 
-    ``similarity`` (sigmas, sides) holds the medians it was chosen by.
+    ``similarity`` (sigmas, sides) holds the medians it was chosen by. Called with a sigma it gives
+    the best side at the nearest of its noise levels, so it is a ``side`` for ``ELSDenoiser``.
     """
 
     sigmas: list[float]
     sides: list[int]
     best: list[int]
     similarity: Tensor
+
+    def __call__(self, sigma: float) -> int:
+        """The best side at the noise level nearest to ``sigma``."""
+        return by_noise_level(self.sigmas, self.best)(sigma)
 
 
 @torch.no_grad()

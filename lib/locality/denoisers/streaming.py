@@ -9,13 +9,12 @@ which does depend on all of these; see chapter 10.)
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Chunk = TypeVar("Chunk")
 # exp(-80) is 1.8e-35: far below float32 resolution beside the largest weight, which is 1, and
 # still a normal number. Smaller results would be subnormal, and those are slow on most CPUs.
 LOWEST_LOGIT = -80.0
@@ -57,7 +56,7 @@ def softmax_weights(logits: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def accumulate(
-    update: Callable[[Tensor, Chunk], SoftmaxState], x: Tensor, chunks: Iterable[Chunk]
+    update: Callable[[Tensor, Any], SoftmaxState], x: Tensor, chunks: Iterable[Any]
 ) -> SoftmaxState:
     """Merge ``update(x, chunk)`` over all chunks, of images or of what else ``update`` takes.
 

@@ -1,0 +1,99 @@
+"""Adds to the zoo's cards what needs the full Fashion-MNIST: `python experiments/measure_zoo.py`.
+
+The 60,000 images do not ship with the package, so chapter 6 and the tests read these numbers from
+the cards, each beside the checksum of the weights it was measured on:
+
+* "wiener" on the card of linear/fashion-mnist: how far the trained linear denoiser's matrix is from
+  the Wiener matrix of its training images, relative, in the Frobenius norm; and how far the Wiener
+  matrix of the 10,000 images that do ship.
+* "halves" on the card of unet/fashion-mnist-even: how well two UNets trained on disjoint halves
+  agree (r2, both ways round), and each with the optimal denoiser of its own half.
+
+Networks that are not in the zoo yet are skipped. Nothing is random but the seeded noise.
+"""
+
+import json
+
+import torch
+
+from locality import zoo
+from locality.data import load
+from locality.denoisers import OptimalDenoiser
+from locality.denoisers.base import Denoiser
+from locality.metrics import r2
+from locality.networks import NetworkDenoiser
+from locality.stats import PCA
+from locality.training import write_atomically
+
+SIGMAS = (0.1, 0.2, 0.3, 0.5, 0.724, 1.24, 2.04, 3.0, 3.44, 6.17, 12.0, 25.7, 60.8)
+HALVES_SIGMAS = (0.3, 0.5, 0.724, 1.24, 2.04, 3.0)
+HALVES_IMAGES = 64
+
+
+@torch.no_grad()
+def matrix_of(denoiser: NetworkDenoiser, sigma: float) -> torch.Tensor:
+    """The matrix (784, 784) of an affine denoiser, column by column."""
+    units = torch.eye(784).view(784, 1, 28, 28)
+    return (denoiser(units, sigma) - denoiser(torch.zeros_like(units[:1]), sigma)).flatten(1).T
+
+
+def wiener_distances() -> dict:
+    """Relative distances to the Wiener matrix of the 60,000 images."""
+    linear = zoo.load("linear/fashion-mnist")
+    full, shipped = PCA.fit(load("fashion-mnist-full")), PCA.fit(load("fashion-mnist"))
+    rows = []
+    for sigma in SIGMAS:
+        wiener = full.wiener_matrix(sigma)
+        others = (matrix_of(linear, sigma), shipped.wiener_matrix(sigma))
+        rows.append([((other - wiener).norm() / wiener.norm()).item() for other in others])
+        print(f"sigma {sigma:6.3f}: linear {rows[-1][0]:.4f}, 10,000 images {rows[-1][1]:.4f}")
+    trained, subset = zip(*rows)
+    return {"sigma": SIGMAS, "distance": trained, "distance_of_10000": subset}
+
+
+@torch.no_grad()
+def agreement(one: Denoiser, other: Denoiser, x: torch.Tensor, sigma: float) -> float:
+    """Mean r2 of two denoisers on the noisy images ``x``, both ways round."""
+    a, b = one(x, sigma), other(x, sigma)
+    return (r2(a, b).mean() + r2(b, a).mean()).item() / 2
+
+
+def halves() -> dict:
+    """Agreement of the networks of both halves, and of each with the optimum of its half."""
+    images = load("fashion-mnist-full").images
+    clean = load("fashion-mnist", "test").images[:HALVES_IMAGES]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    even, odd = (zoo.load(f"unet/fashion-mnist-{half}") for half in ("even", "odd"))
+    pairs = {
+        "networks": (even, odd),
+        "even_optimal": (even, OptimalDenoiser(images[0::2])),
+        "odd_optimal": (odd, OptimalDenoiser(images[1::2])),
+    }
+    found = {
+        name: [agreement(*pair, clean + sigma * noise, sigma) for sigma in HALVES_SIGMAS]
+        for name, pair in pairs.items()
+    }
+    for name, values in found.items():
+        print(f"{name:13s}", *(f"{value:7.4f}" for value in values))
+    return {"sigma": HALVES_SIGMAS, "images": HALVES_IMAGES, **found}
+
+
+def add(name: str, key: str, measured: dict, weights: list[str]) -> None:
+    """Put ``measured`` on a card, with the checksums of the networks it was measured on."""
+    sums = {weight: zoo.card(weight)["sha256"] for weight in weights}
+    text = json.dumps({**zoo.card(name), key: {**measured, "weights": sums}}, indent=1) + "\n"
+    write_atomically(zoo.ZOO / f"{name}.json", lambda part: part.write_text(text))
+
+
+def main() -> None:
+    """Measure what is in the zoo."""
+    linear = "linear/fashion-mnist"
+    even, odd = "unet/fashion-mnist-even", "unet/fashion-mnist-odd"
+    if linear in zoo.names():
+        add(linear, "wiener", wiener_distances(), [linear])
+    if {even, odd} <= set(zoo.names()):
+        add(even, "halves", halves(), [even, odd])
+
+
+if __name__ == "__main__":
+    main()

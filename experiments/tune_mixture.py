@@ -1,0 +1,256 @@
+"""Tunes and scores the Wiener mixture: `python experiments/tune_mixture.py [SET ...]`.
+
+Its parameters are chosen on noises of their own (seeds 1000 to 1031), against the zoo's UNet, one
+parameter after the other; then it and its rivals are scored on others (seeds 0 to 63) with
+`locality.scoreboard.score`. Rivals that take seconds a sample are scored on the first of those
+seeds only. The shipped 10,000 images of Fashion-MNIST, the whole training set of CelebA.
+
+    LOCALITY_DATA=PATH python experiments/tune_mixture.py
+
+Writes results/mixture-SET.json after every step. Resumable: what is there is skipped, unless the
+network, the training images or the seeds have changed.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from locality import scoreboard
+from locality.data import available
+from locality.denoisers import (
+    Denoiser,
+    LocalDenoiser,
+    WienerDenoiser,
+    WienerMixtureDenoiser,
+    masks,
+)
+from locality.metrics import r2
+from locality.sampling import ddim, initial_noise
+from locality.scoreboard import Bench
+from locality.stats import PCA
+from locality.training import write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+TUNING, SCORING = range(1000, 1032), range(64)
+SOFT_BELOW = 1.0  # the noise level below which a soft local softmax may help
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one data set is measured.
+
+    Attributes:
+        data: the set that must be here.
+        images: training images, None for all.
+        slow_seeds: seeds for methods that read all training images for every pixel.
+        start: the parameters from which the search begins.
+        search: the values tried of each, one parameter after the other.
+    """
+
+    data: str
+    images: int | None
+    slow_seeds: int
+    start: dict
+    search: dict
+
+
+RECIPES = {
+    "fashion-mnist": Recipe(
+        "fashion-mnist",
+        10_000,
+        64,
+        {"components": 30, "rank": 200, "pseudo_count": 60, "power": 0.5, "opening": 1.0},
+        {
+            "opening": (0.5, 1.0, 2.0),
+            "power": (0.25, 0.5, 1.0),
+            "components": (10, 30, 100),
+            "pseudo_count": (20, 60, 200),
+            "rank": (100, 200, 400),
+        },
+    ),
+    "celeba": Recipe(
+        "celeba",
+        None,
+        8,
+        {"components": 10, "rank": 300, "pseudo_count": 1000, "power": 0.5, "opening": 1.0},
+        {
+            "opening": (0.5, 1.0, 2.0),
+            "power": (0.25, 0.5, 1.0),
+            "components": (5, 10, 20),
+            "pseudo_count": (300, 1000, 3000),
+        },
+    ),
+}
+
+
+def reseed(bench: Bench, seeds: range) -> Bench:
+    """The same bench with noise i drawn from seed i alone, and the network's way from it."""
+    first = bench.sigmas[0]
+    drawn = [initial_noise(1, bench.train.shape, sigma=first, seed=seed) for seed in seeds]
+    noise = torch.cat(drawn)
+    way = list(ddim(bench.network, noise, torch.tensor(bench.sigmas)))
+    settings = bench.settings | {"seed": [seeds.start, seeds.stop - 1], "seeds": len(seeds)}
+    return replace(bench, noise=noise, trajectory=way, settings=settings)
+
+
+def shorten(bench: Bench, seeds: int) -> Bench:
+    """The same bench with its first seeds only."""
+    way = [step._replace(x=step.x[:seeds], x0=step.x0[:seeds]) for step in bench.trajectory]
+    settings = bench.settings | {"seeds": seeds}
+    return replace(bench, noise=bench.noise[:seeds], trajectory=way, settings=settings)
+
+
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """Makes denoisers of a bench's training images; makes no mixture or mask twice."""
+
+    bench: Bench
+    pca: PCA
+
+    @lru_cache(maxsize=8)  # noqa: B019
+    def soft_mask(self, sigma: float, power: float) -> torch.Tensor:
+        """|R|^power, at most 1."""
+        return masks.soft(self.pca, sigma, power=power)
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def fit(self, components: int, rank: int, pseudo_count: float) -> WienerMixtureDenoiser:
+        """The mixture without a window."""
+        return WienerMixtureDenoiser.fit(
+            self.bench.train,
+            self.pca,
+            components=components,
+            rank=rank,
+            pseudo_count=pseudo_count,
+        )
+
+    def mixture(self, power: float, opening: float, **fit: float) -> Denoiser:
+        """The mixture with the window |R|^p, p = power below the level `opening`, less above."""
+        return self.fit(**fit).with_window(
+            lambda sigma: self.soft_mask(sigma, power * opening / max(sigma, opening))
+        )
+
+    def local(self, mask: Callable, *options: float) -> Denoiser:
+        """The local denoiser with a mask of the statistics."""
+        return LocalDenoiser(self.bench.train, lambda sigma: mask(self.pca, sigma, *options))
+
+    def shared(self, mixture: Denoiser, share: float) -> Denoiser:
+        """`mixture`, and below SOFT_BELOW a `share` of the local softmax under soft masks."""
+        soft = self.local(masks.soft)
+
+        def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+            if sigma >= SOFT_BELOW:
+                return mixture(x, sigma)
+            return (1 - share) * mixture(x, sigma) + share * soft(x, sigma)
+
+        return denoise
+
+
+def agreement(denoiser: Denoiser, bench: Bench) -> float:
+    """Mean r2 of the final samples with the network's."""
+    *_, last = ddim(denoiser, bench.noise, torch.tensor(bench.sigmas))
+    return round(r2(last.x0, bench.trajectory[-1].x0).mean().item(), 5)
+
+
+def tune(maker: Maker, recipe: Recipe, bench: Bench) -> dict:
+    """Search one parameter after the other; what was tried is kept with what was chosen."""
+    chosen, tried = dict(recipe.start), []
+    scored: dict[tuple, float] = {}
+    for key, values in recipe.search.items():
+        for value in values:
+            parameters = chosen | {key: value}
+            name = tuple(parameters.values())
+            if name not in scored:
+                scored[name] = agreement(maker.mixture(**parameters), bench)
+                tried.append(parameters | {"r2": scored[name]})
+                print(tried[-1], flush=True)
+        best = max(values, key=lambda v, key=key: scored[tuple((chosen | {key: v}).values())])
+        chosen[key] = best
+    return {"chosen": chosen, "tried": tried}
+
+
+def tune_share(maker: Maker, chosen: dict, bench: Bench) -> dict:
+    """The share of the soft local softmax, by r2 on the network's way at the low noise levels."""
+    soft, mixture = maker.local(masks.soft), maker.mixture(**chosen)
+    found = {share: [] for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    for step in bench.trajectory:
+        if 0.1 < step.sigma < SOFT_BELOW:
+            ours, theirs = mixture(step.x, step.sigma), soft(step.x, step.sigma)
+            for share, row in found.items():
+                answer = ((1 - share) * ours + share * theirs).clamp(-1, 1)
+                row.append(r2(answer, step.x0).mean().item())
+    tried = {share: round(sum(row) / len(row), 5) for share, row in found.items()}
+    return {"share": max(tried, key=tried.get), "below": SOFT_BELOW, "tried": tried}
+
+
+def measure(name: str) -> None:
+    """Tune and score on one data set, going on where an earlier run stopped."""
+    recipe, path = RECIPES[name], RESULTS / f"mixture-{name}.json"
+    bench = scoreboard.prepare(f"unet/{name}", images=recipe.images, seeds=2, queries=2)
+    bench = replace(bench, queries=min(16, recipe.slow_seeds))
+    tuning, scoring = reseed(bench, TUNING), reseed(bench, SCORING)
+    about = {
+        "settings": scoring.settings | {"queries": bench.queries},
+        "tuning_seeds": [TUNING.start, TUNING.stop - 1],
+        "slow_seeds": recipe.slow_seeds,
+        "methods": {},
+    }
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        if all(earlier[key] == value for key, value in about.items() if key != "methods"):
+            about = earlier
+
+    def keep() -> None:
+        text = json.dumps(about, indent=1) + "\n"
+        write_atomically(path, lambda part: part.write_text(text))
+
+    maker = Maker(bench, bench.pca)
+    if "tuning" not in about:
+        about["tuning"] = tune(maker, recipe, tuning)
+        keep()
+    chosen = about["tuning"]["chosen"]
+    if "soft_share" not in about:
+        about["soft_share"] = tune_share(maker, chosen, shorten(tuning, bench.queries))
+        keep()
+    fit = {key: chosen[key] for key in ("components", "rank", "pseudo_count")}
+    mixture = maker.mixture(**chosen)
+    fast = {
+        "Wiener": lambda: WienerDenoiser(bench.pca),
+        "mixture, exact": lambda: maker.fit(**fit),
+        "mixture": lambda: mixture,
+    }
+    slow = {
+        "mixture + soft": lambda: maker.shared(mixture, about["soft_share"]["share"]),
+        "released mask 0.02": lambda: maker.local(masks.pca_official, 0.02),
+        "local 0.05": lambda: maker.local(masks.pca, 0.05),
+        "soft": lambda: maker.local(masks.soft),
+        "local 0.1": lambda: maker.local(masks.pca, 0.1),
+    }
+    for method, make in {**fast, **slow}.items():
+        if method not in about["methods"]:
+            on = shorten(scoring, recipe.slow_seeds) if method in slow else scoring
+            about["methods"][method] = scoreboard.score(make(), on)
+            print(method, about["methods"][method]["r2"], flush=True)
+            keep()
+
+
+def main() -> None:
+    """Measure the sets named on the command line, by default all whose images are here."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="SET", help=f"of {', '.join(RECIPES)}")
+    names = parser.parse_args().names or list(RECIPES)
+    if unknown := set(names) - set(RECIPES):
+        parser.error(f"unknown sets {sorted(unknown)}, expected some of {', '.join(RECIPES)}")
+    for name in names:
+        if available(RECIPES[name].data):
+            measure(name)
+        else:
+            print(f"{name}: its images are not on this machine")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""The scoreboard: every method against a trained network, from the same noise, by one protocol.
+
+``prepare`` gathers what all methods of a data set are compared on, ``methods`` says what there is
+to compare, ``score`` gives the numbers of any one denoiser, and ``run`` fills a results file, one
+method at a time, skipping those that it holds already. `python -m locality score` is its door.
+"""
+
+import base64
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import zoo
+from .data import ImageSet, load
+from .denoisers import (
+    Denoiser,
+    ELSDenoiser,
+    LocalDenoiser,
+    OptimalDenoiser,
+    PSPCDenoiser,
+    SmoothedDenoiser,
+    WienerDenoiser,
+    masks,
+)
+from .denoisers.sides import (
+    KAMB_SIDES,
+    KAMB_SIGMAS,
+    PSPC_SHARES,
+    PSPC_SIDES,
+    PSPC_SIGMAS,
+    by_noise_level,
+)
+from .metrics import bootstrap_interval, copy_ratio, frechet_distance, mse, pearson, r2
+from .sampling import Step, ddim, initial_noise
+from .schedule import ddpm_sigmas
+from .sensitivity import autograd_rows
+from .stats import PCA
+from .training import digest, held_out_loss, write_atomically
+
+SEED = 42  # of the noises that are scored; choose hyper-parameters on others
+HELD_OUT = 2000  # real images that the Frechet distance compares samples with,
+COMPARED = 64  # and the first samples that it takes: as many of every method
+FEW = 300  # images of the machines that compare every patch with every other
+SHOWN = 8  # samples kept with the numbers,
+SHOWABLE = ("fashion-mnist", "fashion-mnist-full", "mnist")  # of sets that may be passed on
+# The paper's thresholds; it has no set called celeba, but faces, CelebA-HQ.
+PAPER_TAU = {"fashion-mnist": 0.005, "mnist": 0.005, "cifar10": 0.05, "celeba": 0.02}
+TAUS = (0.005, 0.02, 0.05, 0.1)
+CFDM_WIDTHS = (2.0, 4.0)
+RELEASED_BATCH = 512  # images a batch in the paper's released code
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the methods of one data set are compared on; see `prepare`.
+
+    Attributes:
+        name: of the network, for example unet/fashion-mnist.
+        folder: where it and its siblings are.
+        network: the one to be predicted.
+        train: the images that methods are made of.
+        held_out: real images that neither network nor methods hold, (n, C, H, W).
+        noise: unit noise times the first noise level, one a seed, (seeds, C, H, W).
+        trajectory: the network's own steps from that noise.
+        queries: seeds on whose trajectories, and held-out images on which, methods are compared.
+        features: of images, for the Frechet distance; None where the zoo has no classifier.
+        settings: what the numbers depend on, beside the method.
+    """
+
+    name: str
+    folder: str | Path
+    network: Denoiser
+    train: ImageSet
+    held_out: Tensor
+    noise: Tensor
+    trajectory: list[Step]
+    queries: int
+    features: Callable[[Tensor], Tensor] | None
+    settings: dict
+
+    @property
+    def sigmas(self) -> list[float]:
+        """The noise levels of the protocol, high to low."""
+        return [step.sigma for step in self.trajectory]
+
+    @cached_property
+    def pca(self) -> PCA:
+        """Statistics of the training images, on their device."""
+        return PCA.fit(self.train).to(self.train.images.device)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """Features of the held-out images, (n, features)."""
+        return self.features(self.held_out)
+
+
+def prepare(
+    name: str,
+    *,
+    images: int | None = None,
+    seeds: int = 128,
+    queries: int = 32,
+    steps: int = 10,
+    folder: str | Path = zoo.ZOO,
+    device: torch.device | str = "cpu",
+) -> Bench:
+    """The bench of one network of the zoo or of a ``folder``.
+
+    Args:
+        images: only the first ones of the network's training set; None for all.
+        seeds: noises to sample from; noise i is the same for every number of seeds.
+        queries: at most this many of them, and held-out images, for the curves over the noise
+            level, which take a method as long as sampling.
+        steps: of the DDIM sampler; 10 is the paper's protocol.
+
+    Raises:
+        ValueError: if there is no such network, or fewer than two seeds or queries.
+    """
+    if min(seeds, queries) < 2:
+        raise ValueError(f"need at least 2 seeds and queries, got {seeds} and {queries}")
+    card = zoo.card(name, folder=folder)
+    network = zoo.load(name, device=device, folder=folder)
+    channels, side, _ = card["shape"]
+    images = images or card["data"]["images"]
+    data = card["data"]["name"]
+    if data == "fashion-mnist-full" and images <= 10_000:
+        data = "fashion-mnist"  # the same images, and they ship with the package
+    options = {"size": side, "gray": channels == 1}
+    train = load(data, n=images, **options)
+    train = ImageSet(train.images.to(device), train.labels, train.name)
+    held_out = load(data, "test", **options).images[:HELD_OUT].to(device)
+    sigmas = ddpm_sigmas(steps)
+    noise = initial_noise(seeds, train.shape, sigma=sigmas[0], seed=SEED, device=device)
+    classifier = f"classifier/{name.split('/')[-1]}"
+    features = None
+    if classifier in zoo.names():
+        features = zoo.load(classifier, device=device).features
+    settings = {
+        "network": name,
+        "network_sha256": card["sha256"],
+        "data": data,
+        "images": images,
+        "data_sha256": digest(train.images),
+        "steps": steps,
+        "seed": SEED,
+        "seeds": seeds,
+        "queries": min(queries, seeds),
+    }
+    return Bench(
+        name=name,
+        folder=folder,
+        network=network,
+        train=train,
+        held_out=held_out,
+        noise=noise,
+        trajectory=list(ddim(network, noise, sigmas)),
+        queries=settings["queries"],
+        features=features,
+        settings=settings,
+    )
+
+
+def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
+    """Every method there is for a bench, by name, as a function that makes its denoiser."""
+    images, side = bench.train, bench.train.shape[1]
+    data = bench.name.split("/")[-1]
+    base = data.removesuffix("-gray")
+    made = {
+        "optimal": lambda: OptimalDenoiser(images),
+        # At every noise level the training image nearest to the noisy one.
+        "nearest": lambda: OptimalDenoiser(images, neighbours=1),
+        "wiener": lambda: WienerDenoiser(bench.pca),
+        "soft": lambda: LocalDenoiser(images, lambda sigma: masks.soft(bench.pca, sigma)),
+        "pspc-square": lambda: PSPCDenoiser(
+            images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
+        ),
+        "pspc-flex": lambda: PSPCDenoiser(images, cache(partial(_flex_patches, bench))),
+    }
+    for width in CFDM_WIDTHS:
+        made[f"sigma-cfdm-{width:g}"] = partial(SmoothedDenoiser, OptimalDenoiser(images), width)
+    for tau in TAUS:
+        made[f"local-{tau}"] = partial(_local, bench, masks.pca, tau)
+    for tau in {PAPER_TAU.get(base, 0.02): None, 0.02: None}:
+        official = partial(_local, bench, masks.pca_official, tau)
+        made[f"released-{tau}"] = partial(official, batch_average=RELEASED_BATCH)
+        made[f"released-{tau}-exact"] = official
+    if base in KAMB_SIDES:
+        sides = by_noise_level(KAMB_SIGMAS, KAMB_SIDES[base])
+        made["ls-published"] = partial(_square, images, sides)
+        few = images.images[:FEW]
+        made[f"bbels-published-{FEW}"] = partial(ELSDenoiser, few, sides, boundary="broken")
+    measured = Path(bench.folder) / f"{bench.name}.sides.json"
+    if measured.exists():
+        for method in json.loads(measured.read_text())["methods"]:
+            sides = zoo.sides(bench.name, method, folder=bench.folder)
+            if method == "ls":
+                made["ls-calibrated"] = partial(_square, images, sides)
+            elif method == "pspc":
+                made["pspc-calibrated"] = partial(PSPCDenoiser, images, sides)
+    for other in zoo.names(folder=bench.folder):
+        other_kind, _, other_data = other.partition("/")
+        if other_data == data and other_kind != "classifier":
+            made[other_kind] = partial(
+                zoo.load, other, device=bench.noise.device, folder=bench.folder
+            )
+    return made
+
+
+def _local(bench: Bench, mask: Callable, tau: float, **options) -> LocalDenoiser:
+    return LocalDenoiser(bench.train, lambda sigma: mask(bench.pca, sigma, tau), **options)
+
+
+def _square(images: ImageSet, sides: Callable[[float], int]) -> LocalDenoiser:
+    return LocalDenoiser(images, lambda sigma: masks.square(images.shape, sides(sigma)))
+
+
+def _flex_patches(bench: Bench, sigma: float) -> Tensor:
+    """Patches of PSPC-Flex: at every pixel the top share of the network's own sensitivity."""
+    share = by_noise_level(PSPC_SIGMAS, PSPC_SHARES)(sigma)
+    pixels = bench.noise[0].numel()
+    if share == 1:
+        return torch.ones(1, pixels, device=bench.noise.device)  # a patch that is the whole image
+    clean = bench.train.images[:4]
+    generator = torch.Generator().manual_seed(0)
+    x = clean + sigma * torch.randn(clean.shape, generator=generator).to(clean)
+    return masks.top_share(
+        autograd_rows(bench.network, x, sigma, range(pixels)).abs().mean(0), share
+    )
+
+
+@torch.no_grad()
+def score(denoiser: Denoiser, bench: Bench) -> dict:
+    """All numbers of one denoiser; r2, Pearson and MSE are against the network's samples.
+
+    Returns:
+        "r2", "pearson", "mse": mean over seeds and 95 % bootstrap interval, {"mean", "low",
+        "high"}. "r2_by_seed": one a seed, for comparisons in pairs. "curves": a dictionary of
+        lists over its "sigma": "trajectory_r2", with "_low" and "_high" as well, of the clean image
+        that the denoiser and the network see in the same noisy image on the network's way; and
+        "held_out_mse" on real images. "copies": the median copy ratio and the share below 1/3,
+        against the training images of the bench. "frechet": of the first 64 samples to real
+        images, None without a classifier or with fewer samples. "seconds": a sample, of
+        CPU time (all threads together) on a CPU, of wall time elsewhere. "samples": the first
+        images as text (see `samples`), None for sets that may not be passed on.
+    """
+    clock = time.process_time if bench.noise.device.type == "cpu" else time.perf_counter
+    began = clock()
+    *_, last = ddim(denoiser, bench.noise, bench.sigmas)
+    x0 = last.x0.cpu()
+    seconds = (clock() - began) / len(x0)
+    truth = bench.trajectory[-1].x0
+    result = {metric.__name__: _summary(metric(x0, truth)) for metric in (r2, pearson, mse)}
+    result["r2_by_seed"] = [round(v, 4) for v in r2(x0, truth).tolist()]
+    result["curves"] = _curves(denoiser, bench)
+    ratios = copy_ratio(last.x0, bench.train)
+    result["copies"] = {
+        "median": _round(ratios.median().item()),
+        "share": _round((ratios < 1 / 3).double().mean().item()),
+    }
+    result["frechet"] = None
+    if bench.features is not None and len(x0) >= COMPARED:
+        found = frechet_distance(bench.features(last.x0[:COMPARED]), bench.reference)
+        result["frechet"] = _round(found)
+    result["seconds"] = _round(seconds)
+    shown = bench.settings["data"] in SHOWABLE
+    pixels = ((x0[:SHOWN] + 1) * 127.5).round().byte().contiguous()
+    result["samples"] = base64.b64encode(pixels.numpy().tobytes()).decode() if shown else None
+    return result
+
+
+def _curves(denoiser: Denoiser, bench: Bench) -> dict[str, list[float]]:
+    """What `score` gives over the noise level; of a finer protocol, at about ten of its levels."""
+    steps = bench.trajectory[:: max(1, len(bench.trajectory) // 10)]
+    few = bench.queries
+    sigmas = [step.sigma for step in steps]
+    found = [
+        _summary(r2(denoiser(step.x[:few], step.sigma).clamp(-1, 1), step.x0[:few]))
+        for step in steps
+    ]
+    return {
+        "sigma": [_round(s) for s in sigmas],
+        "trajectory_r2": [f["mean"] for f in found],
+        "trajectory_r2_low": [f["low"] for f in found],
+        "trajectory_r2_high": [f["high"] for f in found],
+        "held_out_mse": [_round(v) for v in held_out_loss(denoiser, bench.held_out[:few], sigmas)],
+    }
+
+
+def _summary(values: Tensor) -> dict[str, float]:
+    low, high = bootstrap_interval(values)
+    return {"mean": _round(values.mean().item()), "low": _round(low), "high": _round(high)}
+
+
+def _round(value: float) -> float:
+    """Five significant digits: what is stored does not pretend to more."""
+    return float(f"{value:.5g}")
+
+
+def run(bench: Bench, wanted: Sequence[str] | None, *, output: str | Path) -> Iterator[dict]:
+    """Score ``wanted`` methods (None for all) into the file ``output``; yields each new entry.
+
+    The file is written whole after every method, atomically. A method is skipped if the file holds
+    it with the same settings, so an interrupted run continues where it was.
+
+    Raises:
+        ValueError: if there is no method of a wanted name.
+    """
+    output, makers = Path(output), methods(bench)
+    for method in wanted or makers:
+        if method not in makers:
+            raise ValueError(f"no method {method!r}; there are: {', '.join(makers)}")
+    entries = read(output) if output.exists() else []
+    for method in wanted or makers:
+        settings = {"method": method, **bench.settings}
+        if any(entry["settings"] == settings for entry in entries):
+            continue
+        entry = {"settings": settings, **score(makers[method](), bench), "made_with": _versions()}
+        entries.append(entry)
+        text = json.dumps({"entries": entries}, indent=1) + "\n"
+        write_atomically(output, lambda part, text=text: part.write_text(text))
+        yield entry
+
+
+def read(path: str | Path) -> list[dict]:
+    """The entries of a results file, in the order in which they were made."""
+    return json.loads(Path(path).read_text())["entries"]
+
+
+def samples(entry: dict, shape: tuple[int, int, int]) -> Tensor:
+    """The sampled images (n, C, H, W) that an entry keeps, in [-1, 1], to 1/255."""
+    pixels = torch.frombuffer(bytearray(base64.b64decode(entry["samples"])), dtype=torch.uint8)
+    return pixels.view(-1, *shape) / 127.5 - 1
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }

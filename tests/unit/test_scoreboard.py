@@ -1,0 +1,222 @@
+"""The scoreboard: its numbers are the metrics', it resumes, and the same method scores the same."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from locality import scoreboard, zoo
+from locality.cli import main
+from locality.denoisers import OptimalDenoiser, WienerDenoiser
+from locality.metrics import copy_ratio, frechet_distance, mse, nearest_images, r2
+from locality.sampling import ddim, initial_noise
+from locality.schedule import ddpm_sigmas
+from locality.training import digest
+
+CHEAP = ("optimal", "nearest", "wiener")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a small untrained network and its card, as `locality train` leaves them."""
+    folder = tmp_path_factory.mktemp("networks")
+    about = {
+        "name": "unet/fashion-mnist",
+        "shape": (1, 8, 8),
+        "network": {"kind": "linear", "shape": (1, 8, 8), "rank": 64},
+        "sigma_data": 0.7,
+        "parametrisation": "edm",
+        "data": {"name": "fashion-mnist", "images": 200, "sha256": ""},
+    }
+    torch.manual_seed(0)
+    zoo.save(about["name"], zoo.build(about), about, folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench(folder):
+    return scoreboard.prepare("unet/fashion-mnist", seeds=6, queries=3, folder=folder)
+
+
+# --- the Frechet distance ------------------------------------------------------------------------
+
+
+def test_frechet_distance_is_scipys():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(300, 12)) @ generator.normal(size=(12, 12))
+    y = generator.normal(size=(200, 12)) @ generator.normal(size=(12, 12)) + 1
+    cov_x, cov_y = np.cov(x.T), np.cov(y.T)
+    cross = scipy.linalg.sqrtm(cov_x @ cov_y).real
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov_x + cov_y - 2 * cross)
+    x, y = torch.from_numpy(x), torch.from_numpy(y)
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(y, x) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_of_known_gaussians():
+    x = torch.randn(500, 5, generator=torch.Generator().manual_seed(0)).double()
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(x, x + 2) == pytest.approx(20, rel=1e-9), "5 features moved by 2"
+    stretched = (x - x.mean(0)) * 3 + x.mean(0)
+    assert frechet_distance(x, stretched) == pytest.approx(4 * x.var(0).sum().item(), rel=1e-9)
+
+
+def test_frechet_distance_with_fewer_images_than_features_is_finite():
+    x, y = torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(0)).unbind()
+    assert 0 < frechet_distance(x, y) < 200
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (1, 4), (5,)])
+def test_features_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match="two rows or more"):
+        frechet_distance(torch.zeros(shape), torch.zeros(5, 4))
+
+
+# --- the bench -----------------------------------------------------------------------------------
+
+
+def test_the_bench_is_the_official_protocol(bench, folder):
+    torch.testing.assert_close(torch.tensor(bench.sigmas), ddpm_sigmas(10))
+    noise = initial_noise(6, (1, 8, 8), sigma=ddpm_sigmas(10)[0], seed=42)
+    assert torch.equal(bench.noise, noise)
+    *_, last = ddim(zoo.load("unet/fashion-mnist", folder=folder), noise, ddpm_sigmas(10))
+    assert torch.equal(bench.trajectory[-1].x0, last.x0)
+    assert bench.train.shape == (1, 8, 8) and len(bench.train) == 200
+    assert bench.settings["data_sha256"] == digest(bench.train.images)
+    few = scoreboard.prepare("unet/fashion-mnist", images=50, seeds=4, queries=2, folder=folder)
+    assert torch.equal(few.noise, bench.noise[:4]), "noise i is the same for any number of seeds"
+    assert torch.equal(few.train.images, bench.train.images[:50])
+
+
+def test_the_shipped_images_are_the_first_of_the_full_set():
+    bench = scoreboard.prepare("unet/fashion-mnist", images=20, seeds=2, queries=2, steps=2)
+    assert bench.settings["data"] == "fashion-mnist", "no download for images that ship"
+    known = scoreboard.methods(bench)
+    assert {"optimal", "wiener", "local-0.005", "released-0.005", "soft", "unet", "dit"} <= set(
+        known
+    )
+    x = bench.noise[:1] / 60
+    assert torch.equal(known["unet"]()(x, 1.0), bench.network(x, 1.0))
+
+
+@pytest.mark.parametrize("few", [{"seeds": 1}, {"queries": 1}])
+def test_one_seed_has_no_interval(folder, few):
+    with pytest.raises(ValueError, match="at least 2 seeds and queries"):
+        scoreboard.prepare("unet/fashion-mnist", **few, folder=folder)
+
+
+def test_every_method_denoises(bench):
+    x = bench.held_out[:2] + 0.724 * bench.noise[:2] / bench.sigmas[0]
+    for name, make in scoreboard.methods(bench).items():
+        answer = make()(x, 0.724)
+        assert answer.shape == x.shape and torch.isfinite(answer).all(), name
+        assert answer.abs().max() < 3, name
+
+
+def test_the_nearest_image_is_the_nearest_image(bench):
+    x = bench.held_out[:3] + 0.5 * bench.noise[:3] / bench.sigmas[0]
+    index = nearest_images(x, bench.train)[1][:, 0]
+    answer = scoreboard.methods(bench)["nearest"]()(x, 0.5)
+    torch.testing.assert_close(answer, bench.train.images[index], atol=1e-6, rtol=0)
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+def test_scores_are_the_metrics_of_the_samples(bench):
+    result = scoreboard.score(WienerDenoiser(bench.pca), bench)
+    *_, last = ddim(WienerDenoiser(bench.pca), bench.noise, ddpm_sigmas(10))
+    truth = bench.trajectory[-1].x0
+    assert result["r2_by_seed"] == pytest.approx(r2(last.x0, truth).tolist(), abs=1e-4)
+    assert result["r2"]["mean"] == pytest.approx(r2(last.x0, truth).mean().item(), rel=1e-4)
+    assert result["mse"]["mean"] == pytest.approx(mse(last.x0, truth).mean().item(), rel=1e-4)
+    assert result["r2"]["low"] < result["r2"]["mean"] < result["r2"]["high"]
+    ratios = copy_ratio(last.x0, bench.train)
+    assert result["copies"]["median"] == pytest.approx(ratios.median().item(), rel=1e-4)
+    step = bench.trajectory[4]
+    expected = r2(WienerDenoiser(bench.pca)(step.x[:3], step.sigma).clamp(-1, 1), step.x0[:3])
+    assert result["curves"]["trajectory_r2"][4] == pytest.approx(expected.mean().item(), rel=1e-4)
+    assert result["frechet"] is None, "six samples are too few"
+    stored = scoreboard.samples(result, (1, 8, 8))
+    torch.testing.assert_close(stored, last.x0, atol=1.01 / 255, rtol=0)
+
+
+def test_the_network_predicts_itself(bench):
+    result = scoreboard.score(bench.network, bench)
+    assert result["r2"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert result["mse"]["mean"] == 0
+    assert result["curves"]["trajectory_r2"] == [1.0] * 10
+
+
+def test_the_optimal_denoiser_copies_and_does_not_denoise_new_images(bench):
+    result = scoreboard.score(OptimalDenoiser(bench.train), bench)
+    assert result["copies"] == {"median": pytest.approx(0, abs=1e-3), "share": 1.0}
+    wiener = scoreboard.score(WienerDenoiser(bench.pca), bench)
+    assert wiener["copies"]["share"] < 0.5
+    assert result["curves"]["held_out_mse"][-1] > 10 * wiener["curves"]["held_out_mse"][-1]
+
+
+def test_frechet_distance_takes_as_many_samples_of_every_method():
+    bench = scoreboard.prepare("unet/fashion-mnist", images=300, seeds=70, queries=2, steps=2)
+    real = scoreboard.score(lambda x, sigma: bench.train.images[: len(x)], bench)["frechet"]
+    grey = scoreboard.score(lambda x, sigma: torch.zeros_like(x), bench)["frechet"]
+    assert 0 < real < 0.1 * grey, "real images are nearer to real images than grey ones"
+    expected = frechet_distance(
+        bench.features(bench.train.images[:64]), bench.features(bench.held_out)
+    )
+    assert real == pytest.approx(expected, rel=1e-4)
+
+
+# --- the results file ----------------------------------------------------------------------------
+
+
+def numbers(entry):
+    return {key: value for key, value in entry.items() if key != "seconds"}
+
+
+def test_an_interrupted_run_goes_on_where_it_was(bench, tmp_path):
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    made = list(scoreboard.run(bench, CHEAP, output=whole))
+    assert [entry["settings"]["method"] for entry in made] == list(CHEAP)
+    next(scoreboard.run(bench, CHEAP, output=parts))  # stops after the first method
+    assert len(scoreboard.read(parts)) == 1
+    later = list(scoreboard.run(bench, CHEAP, output=parts))
+    assert [entry["settings"]["method"] for entry in later] == list(CHEAP[1:])
+    assert list(map(numbers, scoreboard.read(parts))) == list(map(numbers, scoreboard.read(whole)))
+    content = parts.read_bytes()
+    assert list(scoreboard.run(bench, CHEAP, output=parts)) == []
+    assert parts.read_bytes() == content, "a finished file is left alone"
+
+
+def test_other_settings_are_scored_anew(bench, folder, tmp_path):
+    output = tmp_path / "scores.json"
+    list(scoreboard.run(bench, ["wiener"], output=output))
+    fewer = scoreboard.prepare("unet/fashion-mnist", images=50, seeds=6, queries=3, folder=folder)
+    (entry,) = scoreboard.run(fewer, ["wiener"], output=output)
+    first, second = scoreboard.read(output)
+    assert (first["settings"]["images"], second["settings"]["images"]) == (200, 50)
+    assert second == json.loads(json.dumps(entry))
+    assert first["r2"] != second["r2"]
+
+
+def test_unknown_methods_are_named_before_anything_runs(bench, tmp_path):
+    output = tmp_path / "scores.json"
+    with pytest.raises(ValueError, match="no method 'weiner'; there are: optimal, "):
+        list(scoreboard.run(bench, ["wiener", "weiner"], output=output))
+    assert not output.exists()
+
+
+def test_the_command_line_fills_and_resumes(folder, tmp_path, capsys):
+    output = tmp_path / "scores.json"
+    command = ["score", "fashion-mnist", "--folder", str(folder), "--output", str(output)]
+    command += ["--seeds", "3", "--queries", "2", "--methods", "wiener"]
+    assert main(command) == 0
+    assert "wiener               r2 " in capsys.readouterr().out
+    assert main([*command, "optimal"]) == 0
+    printed = capsys.readouterr().out
+    assert "optimal" in printed and "wiener" not in printed
+    assert f"{output} holds 2 results" in printed
+    assert main(["score", "nothing", "--output", str(output)]) == 1
+    assert "no network 'unet/nothing'" in capsys.readouterr().err
