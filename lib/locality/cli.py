@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--methods", nargs="+", metavar="METHOD", help="by default all there are")
     added.add_argument("--images", type=int, help="methods hold only the first IMAGES of its set")
     added.add_argument("--seeds", type=int, default=128)
-    added.add_argument("--queries", type=int, default=32, help="for the curves over sigma")
+    added.add_argument("--queries", type=int, default=16, help="for the curves over sigma")
     added.add_argument("--steps", type=int, default=10, help="of DDIM (default: the paper's 10)")
     added.add_argument("--device", default="cpu")
     added.add_argument("--folder", type=Path, default=zoo.ZOO)

@@ -110,7 +110,7 @@ def prepare(
     *,
     images: int | None = None,
     seeds: int = 128,
-    queries: int = 32,
+    queries: int = 16,
     steps: int = 10,
     folder: str | Path = zoo.ZOO,
     device: torch.device | str = "cpu",
@@ -120,8 +120,8 @@ def prepare(
     Args:
         images: only the first ones of the network's training set; None for all.
         seeds: noises to sample from; noise i is the same for every number of seeds.
-        queries: at most this many of them, and held-out images, for the curves over the noise
-            level, which take a method as long as sampling.
+        queries: this many of them, and of the held-out images, for the curves over the noise
+            level, each of which takes a method as long as to sample as many.
         steps: of the DDIM sampler; 10 is the paper's protocol.
 
     Raises:
