@@ -5,7 +5,6 @@ random ``a``, the covariance of the data gains one rank-one term, and trained ne
 the shape. `letter_w` is the paper's example, `drawing` is for yours.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -32,14 +31,17 @@ def letter_w(height: int, width: int) -> Tensor:
     return shape
 
 
-def drawing(rows: Sequence[str]) -> Tensor:
-    """A shape drawn in text, (rows, columns): 1 at every ``#``, 0 at every other character.
+def drawing(text: str) -> Tensor:
+    """A shape drawn in text, one line a row, (rows, columns): 1 at every ``#``, else 0.
+
+    Empty lines and spaces around a line do not count; mark empty pixels with a dot.
 
     Raises:
         ValueError: if the rows differ in length, or there is no ``#``.
     """
+    rows = text.split()
     widths = sorted({len(row) for row in rows})
-    if len(widths) != 1 or not any("#" in row for row in rows):
+    if len(widths) != 1 or "#" not in text:
         raise ValueError(f"a drawing has rows of one length and some '#', got lengths {widths}")
     return torch.tensor([[float(mark == "#") for mark in row] for row in rows])
 

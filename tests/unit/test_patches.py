@@ -207,6 +207,14 @@ def test_a_stride_compares_every_other_displacement(images, noised):
     assert abs((weights @ torch.cat(centres) - answer[0, 0, 2, 3]).item()) < 1e-12
 
 
+def test_a_stride_as_long_as_the_image_leaves_the_local_machine(images, in_colour, noised):
+    for training, sigma in itertools.product((images, in_colour), SIGMAS):
+        x = noised(training[:2], sigma)
+        local = LocalDenoiser(training, lambda _: masks.square(tuple(training.shape[1:]), 3))  # noqa: B023
+        alone = ELSDenoiser(training, 3, boundary="broken", stride=6)
+        assert largest(alone(x, sigma), local(x, sigma)) < 1e-5
+
+
 # --- PSPC ----------------------------------------------------------------------------------------
 
 
@@ -345,7 +353,7 @@ def test_calibration_finds_the_side_of_a_patch_machine(small):
     assert found.similarity.shape == (3, 4)
     for row, side in zip(found.similarity, found.best, strict=True):
         assert row[sides.index(side)] == pytest.approx(1, abs=1e-6) and row.min() < 0.9999
-    assert by_noise_level(found.sigmas, found.best)(0.3) == 3
+    assert [found(sigma) for sigma in (60.8, 1.0, 0.3)] == [7, 5, 3]
 
 
 def test_calibration_takes_the_median_cosine_of_the_noise_predictions(small, noised):

@@ -18,12 +18,15 @@ def test_a_w_is_a_connected_line_with_four_strokes(size):
 
 
 def test_a_drawing_is_read_as_it_looks():
-    shape = drawing(["..#", "# #"])
+    shape = drawing("""
+        ..#
+        #.#
+    """)
     assert shape.tolist() == [[0, 0, 1], [1, 0, 1]] and shape.dtype == torch.float32
     letter = letter_w(12, 14)
-    text = ["".join("#" if pixel else "." for pixel in row) for row in letter.tolist()]
+    text = "\n".join("".join("#" if pixel else "." for pixel in row) for row in letter.tolist())
     assert torch.equal(drawing(text), letter)
-    for wrong in (["..#", "#"], ["...", "..."], []):
+    for wrong in ("..#\n#", "...\n...", ""):
         with pytest.raises(ValueError, match="rows of one length and some '#'"):
             drawing(wrong)
 

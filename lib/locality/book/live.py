@@ -20,7 +20,7 @@ class LossPlot:
 
     def __init__(self, *, title: str):
         self.figure, self.axis = plt.subplots(figsize=(6.4, 3.2))
-        self.axis.set(xlabel="noisy images seen", ylabel="loss (untrained: 1)", yscale="log")
+        self.axis.set(xlabel="noisy images seen", ylabel="loss (untrained: 1)")
         self.axis.set_title(title)
         self.curves = {}
         self._lines = {}
@@ -46,6 +46,7 @@ class LossPlot:
         self.axis.legend()
         self.axis.relim()
         self.axis.autoscale_view()
+        self.axis.set_ylim(bottom=0)
         if self._display is not None:  # None outside a notebook
             self._display.update(self.figure)
         self._drawn = time.monotonic()

@@ -62,9 +62,10 @@ class ELSDenoiser:
             the authors' released code). "broken": the machine of zero-padded networks. Windows
             that lie whole in the image follow all such patches; windows that an edge cuts follow
             only patches cut alike, moved along that edge; at corners, only patches at their place.
-        stride: compare windows whose distance is a multiple of this along both axes. 1 is the
-            machine itself; more are an approximation that costs 1 / stride^2 and still finds
-            every patch at the query's own place.
+        stride: compare windows whose distance is a multiple of this along both axes, at
+            1 / stride^2 of the cost. 1 is the machine itself. The image's height or width leaves
+            each window its own place only: with "broken" that is LS, in a time that does not
+            depend on the window.
         chunk: training images handled at a time; changes time and memory, not the result.
     """
 
