@@ -31,13 +31,12 @@ from locality.denoisers import (
 )
 from locality.metrics import r2
 from locality.sampling import ddim, initial_noise
-from locality.scoreboard import Bench
+from locality.scoreboard import SOFT_BELOW, Bench, softened
 from locality.stats import PCA
 from locality.training import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 TUNING, SCORING = range(1000, 1032), range(64)
-SOFT_BELOW = 1.0  # the noise level below which a soft local softmax may help
 
 
 @dataclass(frozen=True)
@@ -59,28 +58,24 @@ class Recipe:
     search: dict
 
 
+SEARCH = {"opening": (0.5, 1.0, 2.0), "power": (0.25, 0.5, 1.0)}
 RECIPES = {
     "fashion-mnist": Recipe(
         "fashion-mnist",
         10_000,
         64,
         {"components": 30, "rank": 200, "pseudo_count": 60, "power": 0.5, "opening": 1.0},
-        {
-            "opening": (0.5, 1.0, 2.0),
-            "power": (0.25, 0.5, 1.0),
-            "components": (10, 30, 100),
-            "pseudo_count": (20, 60, 200),
-            "rank": (100, 200, 400),
-        },
+        SEARCH
+        | {"components": (10, 30, 100), "pseudo_count": (20, 60, 200), "rank": (100, 200, 400)},
     ),
     "mnist": Recipe(
         "mnist",
         10_000,
         32,
         {"components": 100, "rank": 200, "pseudo_count": 20, "power": 0.5, "opening": 2.0},
-        {
+        SEARCH
+        | {
             "opening": (1.0, 2.0, 4.0),
-            "power": (0.25, 0.5, 1.0),
             "components": (30, 100, 300),
             "pseudo_count": (20, 60, 200),
         },
@@ -90,24 +85,14 @@ RECIPES = {
         10_000,
         32,
         {"components": 30, "rank": 300, "pseudo_count": 300, "power": 0.5, "opening": 2.0},
-        {
-            "opening": (0.5, 1.0, 2.0),
-            "power": (0.25, 0.5, 1.0),
-            "components": (10, 30, 100),
-            "pseudo_count": (100, 300, 1000),
-        },
+        SEARCH | {"components": (10, 30, 100), "pseudo_count": (100, 300, 1000)},
     ),
     "celeba": Recipe(
         "celeba",
         None,
         8,
         {"components": 10, "rank": 300, "pseudo_count": 1000, "power": 0.5, "opening": 1.0},
-        {
-            "opening": (0.5, 1.0, 2.0),
-            "power": (0.25, 0.5, 1.0),
-            "components": (5, 10, 20),
-            "pseudo_count": (300, 1000, 3000),
-        },
+        SEARCH | {"components": (5, 10, 20), "pseudo_count": (300, 1000, 3000)},
     ),
 }
 
@@ -161,17 +146,6 @@ class Maker:
     def local(self, mask: Callable, *options: float) -> Denoiser:
         """The local denoiser with a mask of the statistics."""
         return LocalDenoiser(self.bench.train, lambda sigma: mask(self.pca, sigma, *options))
-
-    def shared(self, mixture: Denoiser, share: float) -> Denoiser:
-        """`mixture`, and below SOFT_BELOW a `share` of the local softmax under soft masks."""
-        soft = self.local(masks.soft)
-
-        def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-            if sigma >= SOFT_BELOW:
-                return mixture(x, sigma)
-            return (1 - share) * mixture(x, sigma) + share * soft(x, sigma)
-
-        return denoise
 
 
 def agreement(denoiser: Denoiser, bench: Bench) -> float:
@@ -248,7 +222,9 @@ def measure(name: str) -> None:
         "mixture": lambda: mixture,
     }
     slow = {
-        "mixture + soft": lambda: maker.shared(mixture, about["soft_share"]["share"]),
+        "mixture + soft": lambda: softened(
+            mixture, maker.local(masks.soft), about["soft_share"]["share"]
+        ),
         "released mask 0.02": lambda: maker.local(masks.pca_official, 0.02),
         "local 0.02": lambda: maker.local(masks.pca, 0.02),
         "local 0.05": lambda: maker.local(masks.pca, 0.05),

@@ -100,9 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run_data(options: argparse.Namespace) -> None:
     """Fetch a set and say what is in it."""
-    images = data.load(
-        options.data, options.split, n=options.images, size=options.size, gray=options.gray
-    )
+    images = _load(options, options.split)
     print(f"{images.name} {options.split}: {len(images)} images, (C, H, W) = {images.shape}")
     print(f"mean {images.images.mean():.4f}, deviation {images.images.std():.4f}")
     print(f"sha256 of the pixels {digest(images.images)}")
@@ -111,9 +109,7 @@ def run_data(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     """Train a network and save it with its card, beside its checkpoint."""
     with _processes(options.device) as (device, first):
-        images = data.load(
-            options.data, n=options.images, size=options.size, gray=options.gray
-        ).images
+        images = _load(options).images
         about = {
             "name": options.name,
             "shape": tuple(images.shape[1:]),
@@ -151,9 +147,7 @@ def run_sample(options: argparse.Namespace) -> None:
     """Sample from a network or an analytical denoiser and write the images side by side."""
     with _processes(options.device) as (device, first):
         if options.name in METHODS:
-            images = data.load(
-                options.data, n=options.images, size=options.size, gray=options.gray
-            ).images
+            images = _load(options).images
             denoiser = _method(options.name, images, options.threshold, device)
             shape = tuple(images.shape[1:])
         else:
@@ -188,6 +182,10 @@ def run_score(options: argparse.Namespace) -> None:
             flush=True,
         )
     print(f"{output} holds {len(scoreboard.read(output))} results")
+
+
+def _load(options: argparse.Namespace, split: str = "train") -> data.ImageSet:
+    return data.load(options.data, split, n=options.images, size=options.size, gray=options.gray)
 
 
 def _method(name: str, images: torch.Tensor, threshold: float, device: torch.device) -> Denoiser:

@@ -58,6 +58,8 @@ CFDM_WIDTHS = (1.0, 2.0, 4.0)
 # The Wiener mixture's, chosen for Fashion-MNIST on other seeds by experiments/tune_mixture.py. Its
 # window is |R|^POWER below the noise level OPENING and wider above.
 COMPONENTS, RANK, PSEUDO_COUNT, POWER, OPENING = 100, 200, 20, 0.5, 2.0
+# and below this noise level a share of a local softmax under soft masks helps it, chosen there too.
+SOFT_BELOW, SOFT_SHARE = 1.0, 0.5
 RELEASED_BATCH = 512  # images a batch in the paper's released code
 
 
@@ -183,6 +185,7 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         "wiener": lambda: WienerDenoiser(bench.pca),
         "soft": lambda: LocalDenoiser(images, lambda sigma: masks.soft(bench.pca, sigma)),
         "wiener-mixture": partial(_mixture, bench),
+        "wiener-mixture-soft": lambda: softened(_mixture(bench), made["soft"](), SOFT_SHARE),
         "pspc-square": lambda: PSPCDenoiser(
             images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
         ),
@@ -216,6 +219,17 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
                 zoo.load, other, device=bench.noise.device, folder=bench.folder
             )
     return made
+
+
+def softened(mixture: Denoiser, soft: Denoiser, share: float) -> Denoiser:
+    """``mixture``, and below SOFT_BELOW a ``share`` of ``soft`` in its answer."""
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        if sigma >= SOFT_BELOW:
+            return mixture(x, sigma)
+        return (1 - share) * mixture(x, sigma) + share * soft(x, sigma)
+
+    return denoise
 
 
 def _local(bench: Bench, mask: Callable, tau: float, **options) -> LocalDenoiser:
