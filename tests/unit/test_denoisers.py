@@ -561,7 +561,7 @@ def test_memory_holds_a_chunk_and_never_batch_times_images_times_pixels(measured
     """
     (growth,) = measured_memory(script)
     print(f"peak memory grew by {growth:.0f} MB")
-    assert growth < 60, f"peak memory grew by {growth:.0f} MB with the number of images"
+    assert growth < 40, f"peak memory grew by {growth:.0f} MB with the number of images"
 
 
 # --- bad input, and devices ----------------------------------------------------------------------

@@ -28,9 +28,9 @@ from .streaming import SoftmaxState, accumulate, softmax_weights
 
 # The cost of a tile in units of one input pixel for one output pixel of one query: of copying one
 # of its inputs, and of handling the tile at all.
-COPY, HANDLING = 8, 3000
+COPY, HANDLING = 20, 3000
 # Rows of logits (output pixels times queries) at a time: a chunk of them should fit in the cache.
-ROWS = 256
+ROWS = 64
 # Images are multiplied in multiples of this many. The last few of an odd number would go through
 # other, less accurate kernels, and an image's logit would depend on its place in the chunk.
 COLUMNS = 64
@@ -95,47 +95,52 @@ class LocalDenoiser:
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Local posterior mean, (B, C, H, W) float32, of the noisy images ``x`` (B, C, H, W)."""
         groups = self.images.split(self.batch_average or len(self.images))
-        tiles, dtype = self._prepare(x, sigma)
-        answers = [self._state(x, group, tiles, dtype).mean() for group in groups]
+        weights = self._weights(x, sigma)
+        tiles = self._tiles(weights, len(x))
+        answers = [self._state(x, group, weights, tiles).mean() for group in groups]
         return torch.stack(answers).mean(0).to(x.dtype).view_as(x)
 
     def state(self, x: Tensor, sigma: float) -> SoftmaxState:
         """The streaming softmax over this denoiser's images; states of several sets merge."""
         if self.batch_average is not None:
             raise ValueError("state knows the exact softmax only; batch_average is set")
-        return self._state(x, self.images, *self._prepare(x, sigma))
+        weights = self._weights(x, sigma)
+        return self._state(x, self.images, weights, self._tiles(weights, len(x)))
 
-    def _prepare(self, x: Tensor, sigma: float) -> tuple[list[Tile], torch.dtype]:
-        """The mask over 2 sigma^2 T, in tiles, and the dtype that its products need."""
+    def _weights(self, x: Tensor, sigma: float) -> Tensor:
+        """The mask over 2 sigma^2 T, (D, D), in the dtype that its products need."""
         check_shape(x, self.shape)
         scale = 2 * check_sigma(sigma) ** 2 * self.temperature
         # Under little noise the logits are large beside their differences: too large for float32.
         dtype = torch.float32 if scale > 0.2 else precise_dtype(x.device)
-        return self._tiles((self._checked_mask(sigma) / scale).to(dtype), len(x)), dtype
+        return (self._checked_mask(sigma) / scale).to(dtype)
 
-    def _state(
-        self, x: Tensor, images: Tensor, tiles: list[Tile], dtype: torch.dtype
-    ) -> SoftmaxState:
-        exact = precise_dtype(x.device)
+    def _state(self, x: Tensor, images: Tensor, weights: Tensor, tiles: list[Tile]) -> SoftmaxState:
+        dtype, exact = weights.dtype, precise_dtype(x.device)
+        # Output pixels in the order of the tiles, so that a tile's are a slice.
+        order = torch.cat([tile.rows for tile in tiles])
+        ordered = weights[order]
+        sizes = [len(tile.rows) for tile in tiles]
 
         def update(query: Tensor, chunk: Tensor) -> SoftmaxState:
             values = (chunk.to(dtype) - self.centre).flatten(1).T
             values = F.pad(values, (0, -len(chunk) % COLUMNS)).contiguous()  # (D, c), padded
-            precise = values.to(exact)
-            whole = 2 * query.to(exact) @ precise - precise.square().sum(0)  # (B, c)
-            whole = whole.to(dtype)
-            states = [_one_tile(query, values, whole, tile, count=len(chunk)) for tile in tiles]
+            whole = (2 * query.to(exact) @ values.to(exact)).to(dtype)  # (B, c)
+            squares = (ordered @ values.square()).split(sizes)
+            outputs = values[order, : len(chunk)].split(sizes)
+            parts = zip(tiles, squares, outputs, strict=True)
+            states = [_one_tile(query, values, whole, *part) for part in parts]
             return SoftmaxState(*(torch.cat(parts, 1) for parts in zip(*states, strict=True)))
 
         query = (x.to(dtype) - self.centre).flatten(1)
         found = _accumulate(update, query, images.split(self.chunk))
-        order = torch.cat([tile.rows for tile in tiles]).argsort()
+        back = order.argsort()
         peak, total, weighted = (
-            part[:, order].to(exact) for part in (found.peak, found.total, found.weighted)
+            part[:, back].to(exact) for part in (found.peak, found.total, found.weighted)
         )
         # So far the logits lack -M x^2 and the values the centre: states of other images, with
         # another centre, could not be merged with this one.
-        squares = torch.cat([_squares(query.to(exact), tile) for tile in tiles], 1)[:, order]
+        squares = query.to(exact).square() @ weights.to(exact).T
         weighted = weighted + total * self.centre.flatten().to(exact)
         return SoftmaxState(peak - squares, total, weighted)
 
@@ -188,7 +193,7 @@ class LocalDenoiser:
         largest = weights.amax(1, keepdim=True)
         used, missing = weights != 0, weights != largest
         best, best_cost = None, float("inf")
-        for side in (max(self.shape[1:]), 14, 7, 4, 2):
+        for side in (14, 7, 4, 2):
             tiles, cost = [], 0
             for rows in _square_tiles(self.shape, side):
                 rows = rows.to(weights.device)
@@ -239,30 +244,24 @@ def _accumulate(
     return reduce(SoftmaxState.merge, states)
 
 
-def _squares(query: Tensor, tile: Tile) -> Tensor:
-    """sum_n M[m, n] x[n]^2 for the tile's output pixels m, (B, r)."""
-    squares = query.square()
-    whole = squares.sum(1, keepdim=True) * tile.fill[:, 0].to(query)
-    return squares[:, tile.cols] @ tile.weights.T.to(query) + whole
-
-
 def _one_tile(
-    query: Tensor, values: Tensor, whole: Tensor, tile: Tile, *, count: int
+    query: Tensor, values: Tensor, whole: Tensor, tile: Tile, squares: Tensor, outputs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax state (peak, total, weighted), each (B, r), of a tile for one chunk of images.
 
-    ``query`` (B, D) and ``values`` (D, c) are pixels counted from the mean image, ``whole`` (B, c)
-    is the logit of a mask that is one everywhere; only their first ``count`` columns are images.
+    ``query`` (B, D) and ``values`` (D, c) are pixels counted from the centre; ``whole`` (B, c) is
+    twice their product, over all pixels; ``squares`` (r, c) is what the tile's masks sum up of
+    ``values`` squared, and ``outputs`` (r, count) its own pixels of the images, which are the
+    first ``count`` of the c columns.
     """
     inputs = values.index_select(0, tile.cols)
-    outputs = values[tile.rows, :count]
-    squares = tile.weights @ inputs.square()  # (r, c)
     states = []
-    group = max(1, ROWS // len(tile.rows))
+    group = max(1, ROWS // len(squares))
     for q, full in zip(query.split(group), whole.split(group), strict=True):
         masked = 2 * q[:, None, tile.cols] * tile.weights  # (b, r, n)
-        logits = (masked.flatten(0, 1) @ inputs).view(len(q), *squares.shape).sub_(squares)
-        logits = torch.addcmul(logits, tile.fill, full[:, None])[..., :count]
+        rest = (tile.fill * full[:, None]).sub_(squares)  # (b, r, c)
+        logits = torch.addmm(rest.flatten(0, 1), masked.flatten(0, 1), inputs)
+        logits = logits.view_as(rest)[..., : outputs.shape[1]]
         peak, weights = softmax_weights(logits, dim=2)
         states.append((peak[..., 0], weights.sum(2), (weights * outputs).sum(2)))
     return tuple(torch.cat(parts) for parts in zip(*states, strict=True))
