@@ -1,6 +1,5 @@
 """Images and statistics that several test files use: the real, shipped Fashion-MNIST."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -87,16 +86,11 @@ def peak():
 
 @pytest.fixture
 def measured_memory():
-    """A function that runs a script, which may call peak(), in MB, and returns what it printed.
-
-    Large blocks go back to the system when freed, so that the peak is what the script held, not
-    the holes that glibc could not fill.
-    """
+    """A function that runs a script, which may call peak(), in MB, and returns what it printed."""
 
     def run(script: str) -> list[float]:
         command = [sys.executable, "-c", PEAK + textwrap.dedent(script)]
-        env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
-        output = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return [float(word) for word in output.split()]
 
     return run

@@ -216,7 +216,8 @@ class WienerMixtureDenoiser:
         common_residual = self.pca.apply(whiten, centred)  # (B, D)
         common_answer = self.pca.apply(shrink, centred)
 
-        def update(centred: Tensor, c: int) -> SoftmaxState:
+        def update(both: Tensor, c: int) -> SoftmaxState:
+            centred, common_residual = both.chunk(2, dim=1)
             own = leading @ self.rotations[c]  # (D, q)
             mean = leading @ self.means[c]  # (D,)
             z = (centred - mean) @ own  # (B, q)
@@ -232,5 +233,6 @@ class WienerMixtureDenoiser:
             logits = self.log_weights[c] - gathered / 2
             return SoftmaxState(logits, torch.ones_like(logits), answer)
 
-        mixed = accumulate(update, centred, range(len(self.means))).mean()
+        both = torch.cat([centred, common_residual], dim=1)
+        mixed = accumulate(update, both, range(len(self.means))).mean()
         return (self.pca.mean + common_answer + mixed).view_as(x)

@@ -11,7 +11,9 @@ Images are held as (C, H, W, n), the training images last, so that every step ru
 Numbers have the precision of the query: float64 queries are answered in float64.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -95,18 +97,20 @@ class ELSDenoiser:
         sums = precise_dtype(x.device)
         keep_freed_memory()
 
-        def pieces() -> Iterator[tuple[Tensor, Move, Move]]:
-            for chunk in self.images.split(self.chunk):
-                values = _images_last(chunk, x)
-                yield from ((values, row, col) for row in rows for col in cols)
+        chunks = self.images.split(self.chunk)
+        pieces = list(itertools.product(range(len(chunks)), rows, cols))
 
-        def update(x: Tensor, piece: tuple[Tensor, Move, Move]) -> SoftmaxState:
-            values, row, col = piece
-            states = [_compare(q, values, row, col, scale) for q in x]
+        @lru_cache(maxsize=1)  # all moves of a chunk follow one another
+        def values(k: int) -> Tensor:
+            return _images_last(chunks[k], x)
+
+        def update(x: Tensor, piece: tuple[int, Move, Move]) -> SoftmaxState:
+            k, row, col = piece
+            states = [_compare(q, values(k), row, col, scale) for q in x]
             # There are tens of thousands of pieces: their sums need more digits than each of them.
             return SoftmaxState(*(torch.stack(s).to(sums) for s in zip(*states, strict=True)))
 
-        return accumulate(update, x, pieces()).mean().to(x.dtype)
+        return accumulate(update, x, pieces).mean().to(x.dtype)
 
     def jacobian_rows(self, x: Tensor, sigma: float, pixels: Tensor) -> Tensor:
         """Rows of dD/dx for the flat output ``pixels``, (B, P, D).
@@ -269,17 +273,19 @@ class PSPCDenoiser:
         patch = self.patch(sigma) if callable(self.patch) else self.patch
         gather, spread = self._flex(patch, x) if isinstance(patch, Tensor) else self._box(patch, x)
 
-        def normaliser(x: Tensor, values: Tensor) -> SoftmaxState:
-            states = []
+        def normaliser(x: Tensor, chunk: Tensor) -> SoftmaxState:
+            states, values = [], _images_last(chunk, x)
             for q in x:
                 peak, weights = softmax_weights(gather(values, q) * scale, dim=-1)
                 total = weights.sum(-1, keepdim=True)
                 states.append((peak, total, total))
             return SoftmaxState(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
-        def average(x: Tensor, values: Tensor) -> SoftmaxState:
-            states = []
-            for q, log_total in zip(x, log_totals, strict=True):
+        def average(both: Tensor, chunk: Tensor) -> SoftmaxState:
+            states, values = [], _images_last(chunk, x)
+            queries, log_totals = both.split((pixels, both.shape[1] - pixels), dim=1)
+            queries, log_totals = queries.view_as(x), log_totals.view_as(state.peak)
+            for q, log_total in zip(queries, log_totals, strict=True):
                 logits = gather(values, q) * scale - log_total
                 weights = spread(logits.clamp(min=LOWEST_LOGIT).exp())  # of every pixel's patches
                 states.append((weights.sum(-1), (weights * values).sum(-1)))
@@ -287,13 +293,11 @@ class PSPCDenoiser:
             return SoftmaxState(torch.zeros_like(total), total, weighted)
 
         keep_freed_memory()
-        state = accumulate(normaliser, x, self._chunks(x))
-        log_totals = state.peak + state.total.log()
+        chunks, pixels = self.images.split(self.chunk), x[0].numel()
+        state = accumulate(normaliser, x, chunks)
+        both = torch.cat([x.flatten(1), (state.peak + state.total.log()).flatten(1)], dim=1)
         # A patch's weights sum to 1, so the total is the number of patches that cover the pixel.
-        return accumulate(average, x, self._chunks(x)).mean()
-
-    def _chunks(self, like: Tensor) -> Iterator[Tensor]:
-        return (_images_last(chunk, like) for chunk in self.images.split(self.chunk))
+        return accumulate(average, both, chunks).mean()
 
     def _box(self, side: int, like: Tensor) -> tuple[Callable, Callable]:
         """How square patches gather squared differences and spread their weights."""

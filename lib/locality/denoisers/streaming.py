@@ -9,11 +9,12 @@ which does depend on all of these; see chapter 10.)
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 # exp(-80) is 1.8e-35: far below float32 resolution beside the largest weight, which is 1, and
 # still a normal number. Smaller results would be subnormal, and those are slow on most CPUs.
@@ -60,14 +61,37 @@ def accumulate(
 ) -> SoftmaxState:
     """Merge ``update(x, chunk)`` over all chunks, of images or of what else ``update`` takes.
 
-    When ``x`` asks for gradients each chunk is recomputed in the backward pass, so that memory
-    stays that of one chunk there too.
+    When ``x`` asks for gradients each chunk is computed again in the backward pass, so that memory
+    stays that of one chunk there too. Only ``x`` gets them: whatever else ``update`` takes from
+    outside must not depend on it. And only a state's mean has them right, not its parts.
     """
-    state = None
-    for chunk in chunks:
-        if x.requires_grad:
-            part = checkpoint(update, x, chunk, use_reentrant=False)
-        else:
-            part = update(x, chunk)
-        state = part if state is None else state.merge(part)
-    return state
+    if x.requires_grad:
+        return SoftmaxState(*_Accumulate.apply(x, update, chunks))
+    return reduce(SoftmaxState.merge, (update(x, chunk) for chunk in chunks))
+
+
+class _Accumulate(torch.autograd.Function):
+    """The merged state of all chunks. Its graph keeps ``x`` and the peaks, and no chunk's state."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, update: Callable, chunks: Iterable[Any]) -> tuple[Tensor, ...]:
+        state = accumulate(update, x.detach(), chunks)
+        ctx.update, ctx.chunks = update, chunks
+        ctx.save_for_backward(x, state.peak)
+        ctx.mark_non_differentiable(state.peak)
+        return state.peak, state.total, state.weighted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, _, for_total: Tensor, for_weighted: Tensor) -> tuple[Tensor, None, None]:
+        x, peak = ctx.saved_tensors
+        gradient = torch.zeros_like(x)
+        for chunk in ctx.chunks:
+            with torch.enable_grad():
+                part = x.detach().requires_grad_()
+                state = ctx.update(part, chunk)
+                share = (state.peak - peak).exp()
+                merged = (state.total * share * for_total).sum()
+                merged = merged + (state.weighted * share * for_weighted).sum()
+            gradient += torch.autograd.grad(merged, part)[0]
+        return gradient, None, None
