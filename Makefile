@@ -31,10 +31,7 @@ book: env  ## build the pages from the notebooks' stored outputs
 	@$(BUILD) --quiet
 	@echo "The book is built. Open $(CURDIR)/$(HTML)/index.html, or run: make serve"
 
-# The unit tests mostly wait for processes that they start; the notebooks use what they leave.
-# Threads that wait must not spin then, or each would take the cores from the other.
-test: lint strict-book web  ## everything the continuous integration runs
-	OMP_WAIT_POLICY=PASSIVE $(MAKE) --jobs=2 unit notebooks
+test: lint unit strict-book web notebooks  ## everything the continuous integration runs
 
 lint: env
 	$(BIN)/ruff check .
