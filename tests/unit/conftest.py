@@ -1,8 +1,11 @@
 """Images and statistics that several test files use: the real, shipped Fashion-MNIST."""
 
+import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,5 +95,33 @@ def measured_memory():
         command = [sys.executable, "-c", PEAK + textwrap.dedent(script)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return [float(word) for word in output.split()]
+
+    return run
+
+
+@pytest.fixture
+def ranks(request) -> Callable[..., int]:
+    """A function that runs a command in several processes and returns how many they were.
+
+    Tests ask for "torchrun, 2" or "forked, 4" as its parameter.
+
+    torchrun starts every process anew, which takes most of the time of a small run; ranks.py
+    forks them and sets the same variables.
+    """
+    how, processes = request.param.split(", ")
+    launcher = [str(Path(__file__).with_name("ranks.py")), processes]
+    if how == "torchrun":
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+    def run(*command: str) -> int:
+        done = subprocess.run(
+            [sys.executable, *launcher, *command],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        return int(processes)
 
     return run

@@ -1,9 +1,5 @@
 """Several processes, each with a share of the images, give the answer of one with all of them."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -42,24 +38,11 @@ dist.destroy_process_group()
 """
 
 
-def torchrun(processes: int, *command: str) -> None:
-    """Run a command in so many processes; it must succeed."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    run = subprocess.run(
-        [sys.executable, *launcher, *command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert run.returncode == 0, run.stderr
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_shares_give_the_answer_of_the_whole(processes, tmp_path):
+@pytest.mark.parametrize("ranks", ["forked, 2", "forked, 4"], indirect=True)
+def test_shares_give_the_answer_of_the_whole(ranks, tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    torchrun(processes, str(script), str(tmp_path))
+    processes = ranks(str(script), str(tmp_path))
     images = load("fashion-mnist", n=COUNT, size=SIZE).images
     pca = PCA.fit(images)
     whole = {
@@ -77,12 +60,16 @@ def test_shares_give_the_answer_of_the_whole(processes, tmp_path):
                 assert error < 1e-5, f"{name}, sigma {sigma:.3f}, process {rank}: {error:.1e}"
 
 
-@pytest.mark.parametrize("method", ["optimal", "wiener", "local"])
-def test_the_command_line_shares_images_out(method, tmp_path):
+@pytest.mark.parametrize(
+    ("ranks", "method"),
+    [("forked, 2", "optimal"), ("forked, 4", "wiener"), ("torchrun, 2", "local")],
+    indirect=["ranks"],
+)
+def test_the_command_line_shares_images_out(ranks, method, tmp_path):
     one, many = tmp_path / "one.png", tmp_path / "many.png"
     command = ["--images", "150", "--size", "8", "--samples", "3"]
     assert main(["sample", method, str(one), *command]) == 0
-    torchrun(2, "-m", "locality", "sample", method, str(many), *command)
+    ranks("-m", "locality", "sample", method, str(many), *command)
     pixels = [np.asarray(Image.open(path)).astype(int) for path in (one, many)]
     assert pixels[0].shape == (8, 3 * 8)
     assert np.abs(pixels[0] - pixels[1]).max() <= 1  # a rounding of a half

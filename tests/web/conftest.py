@@ -135,14 +135,34 @@ def visit(browser, server: str, address) -> Callable[[str, str], Visit]:
         page.evaluate(MEASURE)
         settle(page)
         result.measured = page.evaluate("() => window.measure.structure()")
-        for theme in ("light", "dark"):
-            page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
-            page.wait_for_timeout(300)  # the theme fades
-            result.measured[f"contrast-{theme}"] = page.evaluate("() => window.measure.contrast()")
-        page.set_viewport_size(PHONE)
-        page.wait_for_timeout(300)
-        result.measured["overflow"] = page.evaluate("() => window.measure.overflow()")
+        if origin == "http":
+            measure_looks(page, result.measured)
         context.close()
         return result
 
     return visit_once
+
+
+def measure_looks(page, measured: dict) -> None:
+    """Measure what is the same wherever the page came from: focus, contrast, overflow."""
+    measured["stops"] = tab_through(page)
+    for theme in ("light", "dark"):
+        page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
+        page.wait_for_timeout(300)  # the theme fades
+        measured[f"contrast-{theme}"] = page.evaluate("() => window.measure.contrast()")
+    page.set_viewport_size(PHONE)
+    page.wait_for_timeout(300)
+    measured["overflow"] = page.evaluate("() => window.measure.overflow()")
+
+
+def tab_through(page) -> list[dict]:
+    """Press Tab from the top until focus leaves the page; what it stopped at, in that order."""
+    page.evaluate("() => window.measure.startFocus()")
+    stops = []
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        stop = page.evaluate("() => window.measure.focus()")
+        if stop is None:
+            break
+        stops.append(stop)
+    return stops

@@ -148,5 +148,22 @@
     return { page: document.documentElement.scrollWidth - window.innerWidth, out };
   }
 
-  window.measure = { structure, contrast, overflow, widgetsDrawn };
+  // Where the keyboard's focus is: null once it has left the page.
+  let places;
+  function startFocus() {
+    document.activeElement.blur();
+    places = new Map([...document.querySelectorAll("*")].map((element, index) => [element, index]));
+  }
+  function focus() {
+    const element = document.activeElement;
+    if (!element || element === document.body) return null;
+    const style = getComputedStyle(element);
+    return {
+      index: places.get(element) ?? -1,
+      text: element.textContent.trim().slice(0, 40),
+      shown: style.outlineStyle !== "none" || style.boxShadow !== "none",
+    };
+  }
+
+  window.measure = { structure, startFocus, focus, contrast, overflow, widgetsDrawn };
 })();

@@ -70,34 +70,9 @@ def test_nothing_overflows_a_phone(visit, name):
     assert overflow["page"] <= 0
 
 
-def test_keyboard_reaches_everything_in_order(browser, address, name):
+def test_keyboard_reaches_everything_in_order(visit, name):
     """Tab from the top: the skip link comes first, then forward through the page, in sight."""
-    context = browser.new_context(viewport=DESKTOP)
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
-    page.goto(address(name, "http"))
-    page.wait_for_load_state("load")
-    stops = []
-    for _ in range(400):
-        page.keyboard.press("Tab")
-        stop = page.evaluate(
-            """() => {
-                const element = document.activeElement;
-                if (!element || element === document.body) return null;
-                const style = getComputedStyle(element);
-                const all = [...document.querySelectorAll("*")];
-                return {
-                    index: all.indexOf(element),
-                    text: element.textContent.trim().slice(0, 40),
-                    positive: element.tabIndex > 0,
-                    shown: style.outlineStyle !== "none" || style.boxShadow !== "none",
-                };
-            }"""
-        )
-        if stop is None:
-            break
-        stops.append(stop)
-    context.close()
+    stops = visit(name, "http").measured["stops"]
     assert stops, "nothing can be reached with the keyboard"
     assert stops[0]["text"] == "Skip to main content"
     assert [stop for stop in stops if not stop["shown"]] == [], "focus is invisible there"

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ..data import ImageSet, check_shape
@@ -180,6 +179,9 @@ class WienerMixtureDenoiser:
         check_count(components, name="components")
         if not pseudo_count > 0:
             raise ValueError(f"pseudo_count must be positive, got {pseudo_count}")
+        # Imported here: it takes as long as torch itself, and every process would wait for it.
+        from sklearn.cluster import KMeans
+
         leading = pca.truncate(max(rank, cluster_rank)).eigenvectors
         parts = training_images(images).split(1024)
         y = torch.cat([(part.flatten(1) - pca.mean) @ leading for part in parts]).cpu().double()
