@@ -10,6 +10,7 @@ from .mixture import KernelMixtureDenoiser, WienerMixtureDenoiser
 from .optimal import OptimalDenoiser
 from .patches import ELSDenoiser, PSPCDenoiser
 from .smoothed import SmoothedDenoiser
+from .subset import ScreenedLocalDenoiser
 from .wiener import WienerDenoiser
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "LocalDenoiser",
     "OptimalDenoiser",
     "PSPCDenoiser",
+    "ScreenedLocalDenoiser",
     "SmoothedDenoiser",
     "WienerDenoiser",
     "WienerMixtureDenoiser",

@@ -134,14 +134,15 @@ class LocalDenoiser:
 
         query = (x.to(dtype) - self.centre).flatten(1)
         found = _accumulate(update, query, images.split(self.chunk))
-        back = order.argsort()
+        # Back to the pixels' own order: all of them, or those that the tiles hold.
+        pixels, back = order.sort()
         peak, total, weighted = (
             part[:, back].to(exact) for part in (found.peak, found.total, found.weighted)
         )
         # So far the logits lack -M x^2 and the values the centre: states of other images, with
         # another centre, could not be merged with this one.
-        squares = query.to(exact).square() @ weights.to(exact).T
-        weighted = weighted + total * self.centre.flatten().to(exact)
+        squares = query.to(exact).square() @ weights[pixels].to(exact).T
+        weighted = weighted + total * self.centre.flatten()[pixels].to(exact)
         return SoftmaxState(peak - squares, total, weighted)
 
     def jacobian_rows(self, x: Tensor, sigma: float, pixels: Tensor) -> Tensor:
