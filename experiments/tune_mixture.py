@@ -1,9 +1,10 @@
 """Tunes and scores the Wiener mixture: `python experiments/tune_mixture.py [SET ...]`.
 
-Its parameters are chosen on noises of their own (seeds 1000 to 1031), against the zoo's UNet, one
-parameter after the other; then it and its rivals are scored on others (seeds 0 to 63) with
-`locality.scoreboard.score`. Rivals that take seconds a sample are scored on the first of those
-seeds only. All hold the first 10,000 training images, of CelebA all 9,000.
+The parameters of the mixture and of its partners at low noise are chosen on noises of their own
+(seeds 1000 to 1031), against the zoo's UNet, one parameter after the other; then they and their
+rivals are scored on others (seeds 0 to 63) with `locality.scoreboard.score`. Rivals that take
+seconds a sample are scored on the first of those seeds only. All hold the first 10,000 training
+images, of CelebA all 9,000.
 
     LOCALITY_DATA=PATH python experiments/tune_mixture.py
 
@@ -25,13 +26,14 @@ from locality.data import available
 from locality.denoisers import (
     Denoiser,
     LocalDenoiser,
+    PatchMixtureDenoiser,
     WienerDenoiser,
     WienerMixtureDenoiser,
     masks,
 )
 from locality.metrics import r2
 from locality.sampling import ddim, initial_noise
-from locality.scoreboard import SOFT_BELOW, Bench, softened
+from locality.scoreboard import PARTNER_BELOW, Bench, paired
 from locality.stats import PCA
 from locality.training import write_atomically
 
@@ -58,6 +60,9 @@ class Recipe:
     search: dict
 
 
+# The mixture of patches that shares the answer at low noise.
+PATCHES = {"share": 0.5, "side": 8, "components": 50, "pseudo_count": 50}
+PATCH_SEARCH = {"share": (0.25, 0.5, 0.75), "side": (5, 8, 11), "components": (25, 50, 100)}
 SEARCH = {"opening": (0.5, 1.0, 2.0), "power": (0.25, 0.5, 1.0)}
 RECIPES = {
     "fashion-mnist": Recipe(
@@ -143,6 +148,13 @@ class Maker:
             lambda sigma: self.soft_mask(sigma, power * opening / max(sigma, opening))
         )
 
+    @lru_cache(maxsize=2)  # noqa: B019
+    def patches(self, side: int, components: int, pseudo_count: float) -> PatchMixtureDenoiser:
+        """The mixture of patches."""
+        return PatchMixtureDenoiser(
+            self.bench.train, side, components=components, pseudo_count=pseudo_count
+        )
+
     def local(self, mask: Callable, *options: float) -> Denoiser:
         """The local denoiser with a mask of the statistics."""
         return LocalDenoiser(self.bench.train, lambda sigma: mask(self.pca, sigma, *options))
@@ -154,16 +166,16 @@ def agreement(denoiser: Denoiser, bench: Bench) -> float:
     return round(r2(last.x0, bench.trajectory[-1].x0).mean().item(), 5)
 
 
-def tune(maker: Maker, recipe: Recipe, bench: Bench) -> dict:
+def tune(make: Callable[..., Denoiser], start: dict, search: dict, bench: Bench) -> dict:
     """Search one parameter after the other; what was tried is kept with what was chosen."""
-    chosen, tried = dict(recipe.start), []
+    chosen, tried = dict(start), []
     scored: dict[tuple, float] = {}
-    for key, values in recipe.search.items():
+    for key, values in search.items():
         for value in values:
             parameters = chosen | {key: value}
             name = tuple(parameters.values())
             if name not in scored:
-                scored[name] = agreement(maker.mixture(**parameters), bench)
+                scored[name] = agreement(make(**parameters), bench)
                 tried.append(parameters | {"r2": scored[name]})
                 print(tried[-1], flush=True)
         best = max(values, key=lambda v, key=key: scored[tuple((chosen | {key: v}).values())])
@@ -176,13 +188,13 @@ def tune_share(maker: Maker, chosen: dict, bench: Bench) -> dict:
     soft, mixture = maker.local(masks.soft), maker.mixture(**chosen)
     found = {share: [] for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
     for step in bench.trajectory:
-        if 0.1 < step.sigma < SOFT_BELOW:
+        if 0.1 < step.sigma < PARTNER_BELOW:
             ours, theirs = mixture(step.x, step.sigma), soft(step.x, step.sigma)
             for share, row in found.items():
                 answer = ((1 - share) * ours + share * theirs).clamp(-1, 1)
                 row.append(r2(answer, step.x0).mean().item())
     tried = {share: round(sum(row) / len(row), 5) for share, row in found.items()}
-    return {"share": max(tried, key=tried.get), "below": SOFT_BELOW, "tried": tried}
+    return {"share": max(tried, key=tried.get), "below": PARTNER_BELOW, "tried": tried}
 
 
 def measure(name: str) -> None:
@@ -208,7 +220,7 @@ def measure(name: str) -> None:
 
     maker = Maker(bench, bench.pca)
     if "tuning" not in about:
-        about["tuning"] = tune(maker, recipe, tuning)
+        about["tuning"] = tune(maker.mixture, recipe.start, recipe.search, tuning)
         keep()
     chosen = about["tuning"]["chosen"]
     if "soft_share" not in about:
@@ -216,13 +228,21 @@ def measure(name: str) -> None:
         keep()
     fit = {key: chosen[key] for key in ("components", "rank", "pseudo_count")}
     mixture = maker.mixture(**chosen)
+
+    def with_patches(share: float, **patches: float) -> Denoiser:
+        return paired(mixture, maker.patches(**patches), share)
+
+    if "patches" not in about:
+        about["patches"] = tune(with_patches, PATCHES, PATCH_SEARCH, tuning)
+        keep()
     fast = {
         "Wiener": lambda: WienerDenoiser(bench.pca),
         "mixture, exact": lambda: maker.fit(**fit),
         "mixture": lambda: mixture,
+        "mixture + patches": lambda: with_patches(**about["patches"]["chosen"]),
     }
     slow = {
-        "mixture + soft": lambda: softened(
+        "mixture + soft": lambda: paired(
             mixture, maker.local(masks.soft), about["soft_share"]["share"]
         ),
         "released mask 0.02": lambda: maker.local(masks.pca_official, 0.02),

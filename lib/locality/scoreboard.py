@@ -24,6 +24,7 @@ from .denoisers import (
     ELSDenoiser,
     LocalDenoiser,
     OptimalDenoiser,
+    PatchMixtureDenoiser,
     PSPCDenoiser,
     SmoothedDenoiser,
     WienerDenoiser,
@@ -58,8 +59,10 @@ CFDM_WIDTHS = (1.0, 2.0, 4.0)
 # The Wiener mixture's, chosen for Fashion-MNIST on other seeds by experiments/tune_mixture.py. Its
 # window is |R|^POWER below the noise level OPENING and wider above.
 COMPONENTS, RANK, PSEUDO_COUNT, POWER, OPENING = 100, 200, 20, 0.5, 2.0
-# and below this noise level a share of a local softmax under soft masks helps it, chosen there too.
-SOFT_BELOW, SOFT_SHARE = 1.0, 0.5
+# Below this noise level a partner helps it: a local softmax under soft masks, or a mixture of
+# patches. Their shares in the answer, and the patches, were chosen there too.
+PARTNER_BELOW, SOFT_SHARE, PATCH_SHARE = 1.0, 0.5, 0.5
+PATCH_SIDE, PATCH_COMPONENTS, PATCH_PSEUDO_COUNT = 5, 100, 50
 RELEASED_BATCH = 512  # images a batch in the paper's released code
 
 
@@ -185,7 +188,8 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         "wiener": lambda: WienerDenoiser(bench.pca),
         "soft": lambda: LocalDenoiser(images, lambda sigma: masks.soft(bench.pca, sigma)),
         "wiener-mixture": partial(_mixture, bench),
-        "wiener-mixture-soft": lambda: softened(_mixture(bench), made["soft"](), SOFT_SHARE),
+        "wiener-mixture-soft": lambda: paired(_mixture(bench), made["soft"](), SOFT_SHARE),
+        "wiener-mixture-patch": lambda: paired(_mixture(bench), _patches(images), PATCH_SHARE),
         "pspc-square": lambda: PSPCDenoiser(
             images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
         ),
@@ -221,13 +225,13 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
     return made
 
 
-def softened(mixture: Denoiser, soft: Denoiser, share: float) -> Denoiser:
-    """``mixture``, and below SOFT_BELOW a ``share`` of ``soft`` in its answer."""
+def paired(mixture: Denoiser, partner: Denoiser, share: float) -> Denoiser:
+    """``mixture``, and below PARTNER_BELOW a ``share`` of ``partner`` in its answer."""
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        if sigma >= SOFT_BELOW:
+        if sigma >= PARTNER_BELOW:
             return mixture(x, sigma)
-        return (1 - share) * mixture(x, sigma) + share * soft(x, sigma)
+        return (1 - share) * mixture(x, sigma) + share * partner(x, sigma)
 
     return denoise
 
@@ -246,6 +250,12 @@ def _mixture(bench: Bench) -> WienerMixtureDenoiser:
         window=lambda sigma: masks.soft(
             bench.pca, sigma, power=POWER * OPENING / max(sigma, OPENING)
         ),
+    )
+
+
+def _patches(images: ImageSet) -> PatchMixtureDenoiser:
+    return PatchMixtureDenoiser(
+        images, PATCH_SIDE, components=PATCH_COMPONENTS, pseudo_count=PATCH_PSEUDO_COUNT
     )
 
 

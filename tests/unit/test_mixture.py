@@ -15,6 +15,7 @@ from torch import Tensor
 from locality.denoisers import (
     KernelMixtureDenoiser,
     OptimalDenoiser,
+    PatchMixtureDenoiser,
     WienerDenoiser,
     WienerMixtureDenoiser,
     masks,
@@ -291,3 +292,37 @@ def test_mixture_tells_what_is_wrong(small, small_pca):
         WienerMixtureDenoiser.fit(small, small_pca, **fit | {"pseudo_count": 0})
     with pytest.raises(ValueError, match="k must lie between"):
         WienerMixtureDenoiser.fit(small, small_pca, **fit | {"rank": 500})
+
+
+# --- many wide Gaussians of patches --------------------------------------------------------------
+
+
+def test_a_mixture_of_patches_is_the_mean_of_its_patches_posterior_means(tiny, noised):
+    patchy = PatchMixtureDenoiser(tiny, 3, components=4, pseudo_count=10, patches=500)
+    parts, x = in_pixels(patchy.model), noised(tiny.images[:2], 0.724)
+    total, covered = np.zeros((2, 6, 6)), np.zeros((6, 6))
+    for row in range(4):
+        for column in range(4):
+            place = np.s_[row : row + 3, column : column + 3]
+            covered[place] += 1
+            for image, noisy in zip(total, x.double().numpy()[:, 0]):
+                answer = posterior_mean(noisy[place].flatten(), *parts, 0.724)
+                image[place] += answer.reshape(3, 3)
+    close(patchy(x, 0.724)[:, 0], torch.tensor(total / covered), 1e-4)
+
+
+def test_one_component_of_patches_as_large_as_the_image_is_the_wiener_filter(tiny, noised):
+    whole = PatchMixtureDenoiser(tiny, 6, components=1, pseudo_count=1, patches=4000)
+    drawn = whole.model.pca
+    x = noised(tiny.images[:3], 1.24)
+    close(whole(x, 1.24), WienerDenoiser(drawn)(x, 1.24), 0.01)
+    close(drawn.mean, PCA.fit(tiny).mean, 0.05, "patches are drawn from all images alike")
+
+
+def test_a_mixture_of_patches_keeps_channels_and_shape(noised):
+    images = torch.rand(20, 3, 6, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    patchy = PatchMixtureDenoiser(images, 4, components=3, pseudo_count=10, patches=300)
+    x = noised(images[:2], 1e-3)
+    close(patchy(x, 1e-3), x, 0.01, "without noise the image itself")
+    with pytest.raises(ValueError, match="side 7 do not fit"):
+        PatchMixtureDenoiser(images, 7, components=3, pseudo_count=10)

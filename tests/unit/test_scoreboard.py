@@ -115,8 +115,8 @@ def test_every_method_denoises(bench):
         assert answer.abs().max() < 3, name
 
 
-def test_soft_masks_help_the_mixture_at_low_noise_only():
-    denoise = scoreboard.softened(lambda x, s: x + s, lambda x, s: x - s, 0.25)
+def test_a_partner_helps_the_mixture_at_low_noise_only():
+    denoise = scoreboard.paired(lambda x, s: x + s, lambda x, s: x - s, 0.25)
     x = torch.zeros(1, 1, 2, 2)
     assert (denoise(x, 1.0) == 1).all(), "at the level and above it, the mixture alone"
     assert (denoise(x, 0.5) == 0.5 * (0.75 - 0.25)).all()

@@ -6,7 +6,7 @@ All are called as ``denoiser(x, sigma)`` and return the estimated clean image.
 from . import masks
 from .base import Denoiser
 from .local import LocalDenoiser
-from .mixture import KernelMixtureDenoiser, WienerMixtureDenoiser
+from .mixture import KernelMixtureDenoiser, PatchMixtureDenoiser, WienerMixtureDenoiser
 from .optimal import OptimalDenoiser
 from .patches import ELSDenoiser, PSPCDenoiser
 from .smoothed import SmoothedDenoiser
@@ -20,6 +20,7 @@ __all__ = [
     "LocalDenoiser",
     "OptimalDenoiser",
     "PSPCDenoiser",
+    "PatchMixtureDenoiser",
     "ScreenedLocalDenoiser",
     "SmoothedDenoiser",
     "WienerDenoiser",

@@ -2,7 +2,8 @@
 
 A training image is a Gaussian of no width, and the Wiener filter knows one Gaussian as wide as the
 data. Between them lie many narrow Gaussians of one shape (``KernelMixtureDenoiser``) and a few
-wide ones, each with a shape of its own (``WienerMixtureDenoiser``). The posterior mean of a
+wide ones, each with a shape of its own (``WienerMixtureDenoiser``), of images or of small pieces of
+them (``PatchMixtureDenoiser``). The posterior mean of a
 mixture of Gaussians is known exactly: the Wiener filters of its components, weighted by how likely
 each component is to have made the noisy image.
 """
@@ -12,6 +13,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ImageSet, check_shape
@@ -238,3 +240,69 @@ class WienerMixtureDenoiser:
         both = torch.cat([centred, common_residual], dim=1)
         mixed = accumulate(update, both, range(len(self.means))).mean()
         return (self.pca.mean + common_answer + mixed).view_as(x)
+
+
+class PatchMixtureDenoiser:
+    """Wiener filters mixed anew in every square patch; where patches overlap, their mean.
+
+    The model of a patch is a ``WienerMixtureDenoiser`` without a window, the same at every place:
+    its answer is the exact posterior mean of the patch given the noisy patch. That it may be
+    averaged over the patches that cover a pixel is an assumption, as in PSPC.
+
+    Source: Zoran & Weiss (2011), who iterate and update an image under such a prior; this is
+    their first step, with clusters from k-means.
+
+    Args:
+        images: (N, C, H, W), or an ImageSet.
+        side: of the patches, in pixels.
+        components: K, the number of clusters.
+        pseudo_count: see ``WienerMixtureDenoiser.fit``.
+        patches: that the clusters are found in, drawn at random places of random images.
+        seed: of the draw.
+
+    Raises:
+        ValueError: if a patch does not fit into the images.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet | Tensor,
+        side: int,
+        *,
+        components: int,
+        pseudo_count: float,
+        patches: int = 20_000,
+        seed: int = 0,
+    ):
+        images = training_images(images)
+        self.shape = tuple(images.shape[1:])
+        self.side = check_count(side, name="side")
+        if self.side > min(self.shape[1:]):
+            raise ValueError(f"patches of side {side} do not fit into images of {self.shape}")
+        windows = images.unfold(2, side, 1).unfold(3, side, 1)  # (N, C, H', W', side, side)
+        generator = torch.Generator().manual_seed(seed)
+        image, row, column = (
+            torch.randint(windows.shape[axis], (patches,), generator=generator)
+            for axis in (0, 2, 3)
+        )
+        drawn = windows[image, :, row, column]  # (patches, C, side, side)
+        statistics = PCA.fit(drawn)
+        self.model = WienerMixtureDenoiser.fit(
+            drawn,
+            statistics,
+            components=components,
+            rank=len(statistics.mean),
+            pseudo_count=pseudo_count,
+            cluster_rank=min(30, len(statistics.mean)),
+        )
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """Mean of the patches' answers, (B, C, H, W), of the noisy images ``x`` (B, C, H, W)."""
+        check_shape(x, self.shape)
+        noisy = F.unfold(x, self.side)  # (B, C * side * side, places)
+        patches = noisy.mT.reshape(-1, *self.model.shape)
+        answers = self.model(patches, sigma).view_as(noisy.mT).mT
+        total, covered = (
+            F.fold(part, x.shape[2:], self.side) for part in (answers, torch.ones_like(noisy))
+        )
+        return total / covered
