@@ -150,15 +150,14 @@ def test_the_linear_denoiser_is_affine_and_its_matrix_can_be_read_off():
 
 
 def test_a_wiener_filter_lies_in_the_linear_family(tiny):
-    """Gains, bias and matrices can be set so that the linear denoiser is the Wiener filter."""
+    """Gains, bias and directions can be set so that the linear denoiser is the Wiener filter."""
     pca, sigma, sigma_data = PCA.fit(tiny), 0.4, 0.6
     network = LinearDenoiser(tiny.shape, features=8)
     denoiser = NetworkDenoiser(network, sigma_data=sigma_data)
     skip, out, scale, _ = (c.item() for c in denoiser.coefficients(torch.tensor(sigma)))
     shrink = pca.shrinkage(sigma)
     with torch.no_grad():
-        network.encoder.weight.copy_(pca.eigenvectors.T)
-        network.decoder.weight.copy_(pca.eigenvectors)
+        network.directions.copy_(pca.eigenvectors.T)
         network.gains.bias.copy_(shrink / (out * scale))
         network.scale.bias.fill_(-skip / (out * scale))
         network.bias.bias.copy_((pca.mean - pca.wiener_matrix(sigma) @ pca.mean) / out)

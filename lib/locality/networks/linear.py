@@ -1,12 +1,16 @@
 """A linear denoiser: for every noise level one matrix and one bias, all made from the same factors.
 
 A full matrix per noise level would be large (784 x 784 numbers for a 28x28 image), and each would
-learn from its own noise level only. Instead a small hypernetwork maps the noise level to `rank`
-gains, a bias and one scalar, between two learned matrices that all noise levels share. This loses
-nothing: the best linear denoisers of all noise levels (the Wiener filters) share their
-eigenvectors, so they lie in this family when `rank` is the number of pixels; and the scalar keeps
-the many directions of little variance right when `rank` is smaller. Nothing in it knows about
-principal components: the matrices start random and are learned by the same loss as the UNet's.
+learn from its own noise level only. Instead all noise levels share one learned matrix V of `rank`
+rows, and a small hypernetwork maps the noise level to `rank` gains g, a bias b and one scalar s:
+D(x) = V^T diag(g) V x + s x + b. This loses nothing: the best linear denoisers of all noise levels
+(the Wiener filters) are symmetric and share their eigenvectors, so they lie in this family when
+`rank` is the number of pixels; and the scalar keeps the many directions of little variance right
+when `rank` is smaller. Nothing in it knows about principal components: the matrix starts random and
+is learned by the same loss as the UNet's.
+
+With two matrices in the place of V^T and V nothing would be given away about symmetry, but twice as
+many numbers would carry the noise of the gradient, and training comes near the Wiener filter later.
 """
 
 import torch
@@ -16,14 +20,13 @@ from .embedding import NoiseEmbedding
 
 
 class LinearDenoiser(nn.Module):
-    """Maps an image (B, C, H, W) and a noise label (B,) to decoder g(label) encoder x + s x + b.
+    """Maps an image (B, C, H, W) and a noise label (B,) to V^T diag(g(label)) V x + s x + b.
 
-    For a fixed noise label it is affine in the image; its matrix is symmetric only if training
-    makes it so.
+    For a fixed noise label it is affine in the image, and its matrix is symmetric.
 
     Args:
         shape: (C, H, W) of one image.
-        rank: columns of the learned matrices, at most C * H * W (the default).
+        rank: rows of V, at most C * H * W (the default).
         features: width of the hypernetwork.
     """
 
@@ -35,14 +38,11 @@ class LinearDenoiser(nn.Module):
             raise ValueError(f"rank must lie between 1 and {pixels}, got {rank}")
         self.shape = tuple(shape)
         self.embed = NoiseEmbedding(features, features)
-        self.encoder = nn.Linear(pixels, rank, bias=False)
-        self.decoder = nn.Linear(rank, pixels, bias=False)
+        self.directions = nn.Parameter(torch.empty(rank, pixels))  # V
         self.gains = nn.Linear(features, rank)
         self.bias = nn.Linear(features, pixels)
         self.scale = nn.Linear(features, 1)
-        nn.init.orthogonal_(self.encoder.weight)
-        with torch.no_grad():  # starts as a multiple of a projection, with all gains at zero
-            self.decoder.weight.copy_(self.encoder.weight.T)
+        nn.init.orthogonal_(self.directions)
         for layer in (self.gains, self.bias, self.scale):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -53,6 +53,6 @@ class LinearDenoiser(nn.Module):
             raise ValueError(f"expected images of shape {self.shape}, got {tuple(x.shape[1:])}")
         embedding = nn.functional.silu(self.embed(noise_label))
         flat = x.flatten(1)
-        answer = self.decoder(self.gains(embedding) * self.encoder(flat))
+        answer = (self.gains(embedding) * (flat @ self.directions.T)) @ self.directions
         answer = answer + self.scale(embedding) * flat + self.bias(embedding)
         return answer.view_as(x)
