@@ -12,6 +12,8 @@ PORT ?= 8000
 BIN := $(VENV)/bin
 HTML := _build/html
 BUILD := $(BIN)/jupyter-book build . --warningiserror --nitpick --keep-going
+# Two targets at a time print one after the other, where this make knows how.
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 export LOCALITY_PRESET ?= laptop
 ifdef LOCALITY_DATA  # the notebooks run in a folder of their own: a relative path would be lost
 export LOCALITY_DATA := $(abspath $(LOCALITY_DATA))
@@ -31,7 +33,10 @@ book: env  ## build the pages from the notebooks' stored outputs
 	@$(BUILD) --quiet
 	@echo "The book is built. Open $(CURDIR)/$(HTML)/index.html, or run: make serve"
 
-test: lint unit strict-book web notebooks  ## everything the continuous integration runs
+test: lint strict-book  ## everything the continuous integration runs
+	@# Browser and unit tests leave a core idle by turns; the notebooks use all cores, alone.
+	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) unit web
+	@$(MAKE) --no-print-directory notebooks
 
 lint: env
 	$(BIN)/ruff check .
