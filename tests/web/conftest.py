@@ -114,10 +114,21 @@ def watch(page, visit: Visit, server: str) -> None:
 
 
 def settle(page) -> None:
-    """Wait until formulas and widgets are drawn; a widget that is never drawn is measured later."""
-    page.wait_for_load_state("networkidle")
+    """Wait until formulas and widgets are drawn; a widget that is never drawn is measured later.
+
+    Not for Playwright's "networkidle", which on a busy machine may never be reported.
+    """
+    page.evaluate(MEASURE)
     page.evaluate("() => window.MathJax?.startup?.promise")
     page.evaluate("(limit) => window.measure.widgetsDrawn(limit)", 15_000)
+    page.evaluate("async () => { await document.fonts.ready; }")
+    page.wait_for_timeout(500)  # for requests that come late
+
+
+@pytest.fixture(scope="session")
+def settled() -> Callable[[object], None]:
+    """Return `settle`."""
+    return settle
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +143,6 @@ def visit(browser, server: str, address) -> Callable[[str, str], Visit]:
         page = context.new_page()
         watch(page, result, server)
         page.goto(address(name, origin))
-        page.evaluate(MEASURE)
         settle(page)
         result.measured = page.evaluate("() => window.measure.structure()")
         if origin == "http":

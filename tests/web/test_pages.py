@@ -102,13 +102,13 @@ def test_readable_without_javascript(browser, visit, address, name):
     assert links > 0, "no navigation"
 
 
-def test_sliders_move_something(browser, address, name):
+def test_sliders_move_something(browser, address, settled, name):
     """A slider on the static page changes what stands around it, with the keyboard."""
     context = browser.new_context(viewport=DESKTOP)
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(address(name, "file"))
-    page.wait_for_load_state("networkidle")
+    settled(page)
     rest = """(handle) => {
         const cell = handle.closest(".cell_output").cloneNode(true);
         cell.querySelectorAll(".widget-slider").forEach((slider) => slider.remove());
