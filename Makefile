@@ -34,7 +34,7 @@ book: env  ## build the pages from the notebooks' stored outputs
 	@echo "The book is built. Open $(CURDIR)/$(HTML)/index.html, or run: make serve"
 
 test: lint strict-book  ## everything the continuous integration runs
-	@# Browser and unit tests leave a core idle by turns; the notebooks use all cores, alone.
+	@# Browser and unit tests leave a core idle by turns; the notebooks use all cores.
 	@$(MAKE) --no-print-directory --jobs=2 $(SYNC) unit web
 	@$(MAKE) --no-print-directory notebooks
 
@@ -46,7 +46,9 @@ unit: env
 	$(BIN)/python -m pytest --ignore=tests/web tests
 
 notebooks: env
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+	@# Two at a time, each on half of the cores: cells that use one core leave none idle.
+	OMP_NUM_THREADS=$$($(BIN)/python -c "import os; print(max(1, os.cpu_count() // 2))") \
+		$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=$(CELL_TIMEOUT) book
 
 strict-book: env
