@@ -1,10 +1,10 @@
 """Tunes and scores the Wiener mixture: `python experiments/tune_mixture.py [SET ...]`.
 
 The parameters of the mixture and of its partners at low noise are chosen on noises of their own
-(seeds 1000 to 1031), against the zoo's UNet, one parameter after the other; then they and their
-rivals are scored on others (seeds 0 to 63) with `locality.scoreboard.score`. Rivals that take
-seconds a sample are scored on the first of those seeds only. All hold the first 10,000 training
-images, of CelebA all 9,000.
+(seeds 1000 to 1031), against the zoo's UNet, one parameter after the other. Then they are scored on
+others (seeds 0 to 63) with `locality.scoreboard.score`, on Fashion-MNIST beside their rivals. All
+methods hold the first 10,000 training images, of CelebA all 9,000. What is chosen here stands in
+`locality.scoreboard`, which scores it on a third set of seeds.
 
     LOCALITY_DATA=PATH python experiments/tune_mixture.py
 
@@ -26,14 +26,13 @@ from locality.data import available
 from locality.denoisers import (
     Denoiser,
     LocalDenoiser,
-    PatchMixtureDenoiser,
     WienerDenoiser,
     WienerMixtureDenoiser,
     masks,
 )
 from locality.metrics import r2
 from locality.sampling import ddim, initial_noise
-from locality.scoreboard import PARTNER_BELOW, Bench, paired
+from locality.scoreboard import PARTNER_BELOW, Bench, mixture_window, paired, with_patches
 from locality.stats import PCA
 from locality.training import write_atomically
 
@@ -48,56 +47,69 @@ class Recipe:
     Attributes:
         data: the set that must be here.
         images: training images, None for all.
-        slow_seeds: seeds for methods that read all training images for every pixel.
-        start: the parameters from which the search begins.
+        start: the mixture's parameters from which the search begins.
         search: the values tried of each, one parameter after the other.
+        rivals: whether methods that read all training images for every pixel are tried, too.
     """
 
     data: str
     images: int | None
-    slow_seeds: int
     start: dict
     search: dict
+    rivals: bool = False
 
 
 # The mixture of patches that shares the answer at low noise.
 PATCHES = {"share": 0.5, "side": 8, "components": 50, "pseudo_count": 50}
 PATCH_SEARCH = {"share": (0.25, 0.5, 0.75), "side": (5, 8, 11), "components": (25, 50, 100)}
-SEARCH = {"opening": (0.5, 1.0, 2.0), "power": (0.25, 0.5, 1.0)}
 RECIPES = {
     "fashion-mnist": Recipe(
         "fashion-mnist",
         10_000,
-        64,
         {"components": 30, "rank": 200, "pseudo_count": 60, "power": 0.5, "opening": 1.0},
-        SEARCH
-        | {"components": (10, 30, 100), "pseudo_count": (20, 60, 200), "rank": (100, 200, 400)},
+        {
+            "opening": (0.5, 1.0, 2.0),
+            "power": (0.25, 0.5, 1.0),
+            "components": (10, 30, 100),
+            "pseudo_count": (20, 60, 200),
+            "rank": (100, 200, 400),
+            "rounds": (0, 3),
+        },
+        rivals=True,
     ),
     "mnist": Recipe(
         "mnist",
         10_000,
-        32,
-        {"components": 100, "rank": 200, "pseudo_count": 20, "power": 0.5, "opening": 2.0},
-        SEARCH
-        | {
+        {"components": 100, "rank": 200, "pseudo_count": 6, "power": 0.5, "opening": 2.0},
+        {
+            "pseudo_count": (2, 6, 20),
             "opening": (1.0, 2.0, 4.0),
-            "components": (30, 100, 300),
-            "pseudo_count": (20, 60, 200),
+            "power": (0.25, 0.5, 1.0),
+            "components": (100, 300),
+            "rounds": (0, 3),
         },
     ),
     "cifar10-gray": Recipe(
         "cifar10",
         10_000,
-        32,
-        {"components": 30, "rank": 300, "pseudo_count": 300, "power": 0.5, "opening": 2.0},
-        SEARCH | {"components": (10, 30, 100), "pseudo_count": (100, 300, 1000)},
+        {"components": 30, "rank": 300, "pseudo_count": 300, "power": 0.125, "opening": 2.0},
+        {
+            "rounds": (0, 1, 3, 6),
+            "pseudo_count": (100, 300, 1000),
+            "power": (0.0625, 0.125, 0.25),
+            "components": (10, 30, 100),
+        },
     ),
     "celeba": Recipe(
         "celeba",
         None,
-        8,
-        {"components": 10, "rank": 300, "pseudo_count": 1000, "power": 0.5, "opening": 1.0},
-        SEARCH | {"components": (5, 10, 20), "pseudo_count": (300, 1000, 3000)},
+        {"components": 10, "rank": 300, "pseudo_count": 1000, "power": 0.5, "opening": 2.0},
+        {
+            "rounds": (0, 3, 6),
+            "power": (0.25, 0.5, 1.0),
+            "pseudo_count": (300, 1000),
+            "components": (5, 10, 20),
+        },
     ),
 }
 
@@ -126,34 +138,19 @@ class Maker:
     bench: Bench
     pca: PCA
 
-    @lru_cache(maxsize=8)  # noqa: B019
-    def soft_mask(self, sigma: float, power: float) -> torch.Tensor:
-        """|R|^power, at most 1."""
-        return masks.soft(self.pca, sigma, power=power)
-
     @lru_cache(maxsize=4)  # noqa: B019
-    def fit(self, components: int, rank: int, pseudo_count: float) -> WienerMixtureDenoiser:
+    def fit(self, **fit: float) -> WienerMixtureDenoiser:
         """The mixture without a window."""
-        return WienerMixtureDenoiser.fit(
-            self.bench.train,
-            self.pca,
-            components=components,
-            rank=rank,
-            pseudo_count=pseudo_count,
-        )
-
-    def mixture(self, power: float, opening: float, **fit: float) -> Denoiser:
-        """The mixture with the window |R|^p, p = power below the level `opening`, less above."""
-        return self.fit(**fit).with_window(
-            lambda sigma: self.soft_mask(sigma, power * opening / max(sigma, opening))
-        )
+        return WienerMixtureDenoiser.fit(self.bench.train, self.pca, **fit)
 
     @lru_cache(maxsize=2)  # noqa: B019
-    def patches(self, side: int, components: int, pseudo_count: float) -> PatchMixtureDenoiser:
-        """The mixture of patches."""
-        return PatchMixtureDenoiser(
-            self.bench.train, side, components=components, pseudo_count=pseudo_count
-        )
+    def window(self, power: float, opening: float) -> Callable[[float], torch.Tensor]:
+        """See `locality.scoreboard.mixture_window`; keeps those of a whole run."""
+        return lru_cache(maxsize=16)(mixture_window(self.pca, power, opening))
+
+    def mixture(self, power: float, opening: float, **fit: float) -> Denoiser:
+        """The mixture with its window."""
+        return self.fit(**fit).with_window(self.window(power, opening))
 
     def local(self, mask: Callable, *options: float) -> Denoiser:
         """The local denoiser with a mask of the statistics."""
@@ -173,13 +170,14 @@ def tune(make: Callable[..., Denoiser], start: dict, search: dict, bench: Bench)
     for key, values in search.items():
         for value in values:
             parameters = chosen | {key: value}
-            name = tuple(parameters.values())
+            name = tuple(sorted(parameters.items()))
             if name not in scored:
                 scored[name] = agreement(make(**parameters), bench)
                 tried.append(parameters | {"r2": scored[name]})
                 print(tried[-1], flush=True)
-        best = max(values, key=lambda v, key=key: scored[tuple((chosen | {key: v}).values())])
-        chosen[key] = best
+        chosen[key] = max(
+            values, key=lambda v, key=key: scored[tuple(sorted((chosen | {key: v}).items()))]
+        )
     return {"chosen": chosen, "tried": tried}
 
 
@@ -201,12 +199,11 @@ def measure(name: str) -> None:
     """Tune and score on one data set, going on where an earlier run stopped."""
     recipe, path = RECIPES[name], RESULTS / f"mixture-{name}.json"
     bench = scoreboard.prepare(f"unet/{name}", images=recipe.images, seeds=2, queries=2)
-    bench = replace(bench, queries=min(16, recipe.slow_seeds))
+    bench = replace(bench, queries=16)
     tuning, scoring = reseed(bench, TUNING), reseed(bench, SCORING)
     about = {
         "settings": scoring.settings | {"queries": bench.queries},
         "tuning_seeds": [TUNING.start, TUNING.stop - 1],
-        "slow_seeds": recipe.slow_seeds,
         "methods": {},
     }
     if path.exists():
@@ -223,25 +220,25 @@ def measure(name: str) -> None:
         about["tuning"] = tune(maker.mixture, recipe.start, recipe.search, tuning)
         keep()
     chosen = about["tuning"]["chosen"]
-    if "soft_share" not in about:
+    fit = {key: value for key, value in chosen.items() if key not in ("power", "opening")}
+    mixture = maker.mixture(**chosen)
+    if recipe.rivals and "soft_share" not in about:
         about["soft_share"] = tune_share(maker, chosen, shorten(tuning, bench.queries))
         keep()
-    fit = {key: chosen[key] for key in ("components", "rank", "pseudo_count")}
-    mixture = maker.mixture(**chosen)
 
-    def with_patches(share: float, **patches: float) -> Denoiser:
-        return paired(mixture, maker.patches(**patches), share)
+    def patched(**patches: float) -> Denoiser:
+        return with_patches(mixture, bench.train, **patches)
 
     if "patches" not in about:
-        about["patches"] = tune(with_patches, PATCHES, PATCH_SEARCH, tuning)
+        about["patches"] = tune(patched, PATCHES, PATCH_SEARCH, tuning)
         keep()
-    fast = {
+    methods = {
         "Wiener": lambda: WienerDenoiser(bench.pca),
         "mixture, exact": lambda: maker.fit(**fit),
         "mixture": lambda: mixture,
-        "mixture + patches": lambda: with_patches(**about["patches"]["chosen"]),
+        "mixture + patches": lambda: patched(**about["patches"]["chosen"]),
     }
-    slow = {
+    rivals = {
         "mixture + soft": lambda: paired(
             mixture, maker.local(masks.soft), about["soft_share"]["share"]
         ),
@@ -251,10 +248,9 @@ def measure(name: str) -> None:
         "soft": lambda: maker.local(masks.soft),
         "local 0.1": lambda: maker.local(masks.pca, 0.1),
     }
-    for method, make in {**fast, **slow}.items():
+    for method, make in {**methods, **(rivals if recipe.rivals else {})}.items():
         if method not in about["methods"]:
-            on = shorten(scoring, recipe.slow_seeds) if method in slow else scoring
-            about["methods"][method] = scoreboard.score(make(), on)
+            about["methods"][method] = scoreboard.score(make(), scoring)
             print(method, about["methods"][method]["r2"], flush=True)
             keep()
 

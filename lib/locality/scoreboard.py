@@ -56,13 +56,29 @@ SHOWABLE = ("fashion-mnist", "fashion-mnist-full", "mnist")  # of sets that may 
 PAPER_TAU = {"fashion-mnist": 0.005, "mnist": 0.005, "cifar10": 0.05, "celeba": 0.02}
 TAUS = (0.005, 0.02, 0.05, 0.1)
 CFDM_WIDTHS = (1.0, 2.0, 4.0)
-# The Wiener mixture's, chosen for Fashion-MNIST on other seeds by experiments/tune_mixture.py. Its
-# window is |R|^POWER below the noise level OPENING and wider above.
-COMPONENTS, RANK, PSEUDO_COUNT, POWER, OPENING = 100, 200, 20, 0.5, 2.0
-# Below this noise level a partner helps it: a local softmax under soft masks, or a mixture of
-# patches. Their shares in the answer, and the patches, were chosen there too.
-PARTNER_BELOW, SOFT_SHARE, PATCH_SHARE = 1.0, 0.5, 0.5
-PATCH_SIDE, PATCH_COMPONENTS, PATCH_PSEUDO_COUNT = 5, 100, 50
+# The Wiener mixtures, chosen by experiments/tune_mixture.py for each data set, on seeds that are
+# not scored; other sets take Fashion-MNIST's. The window is |R|^power below the noise level
+# `opening`, and wider above.
+MIXTURES = {
+    "fashion-mnist": {
+        "components": 100,
+        "rank": 200,
+        "pseudo_count": 20,
+        "power": 0.5,
+        "opening": 2.0,
+    },
+}
+# Below a noise level a partner has a share in the mixture's answer: a mixture of patches, chosen
+# there, too, or a local softmax under soft masks.
+PATCHES = {
+    "fashion-mnist": {
+        "share": 0.5,
+        "side": 5,
+        "components": 100,
+        "pseudo_count": 50,
+    },
+}
+PARTNER_BELOW, SOFT_SHARE = 1.0, 0.5
 RELEASED_BATCH = 512  # images a batch in the paper's released code
 
 
@@ -98,6 +114,11 @@ class Bench:
     def sigmas(self) -> list[float]:
         """The noise levels of the protocol, high to low."""
         return [step.sigma for step in self.trajectory]
+
+    @property
+    def data(self) -> str:
+        """What the network has learnt, for example cifar10-gray."""
+        return self.name.split("/")[-1]
 
     @cached_property
     def pca(self) -> PCA:
@@ -179,7 +200,7 @@ def prepare(
 def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
     """Every method there is for a bench, by name, as a function that makes its denoiser."""
     images, side = bench.train, bench.train.shape[1]
-    data = bench.name.split("/")[-1]
+    data = bench.data
     base = data.removesuffix("-gray")
     made = {
         "optimal": lambda: OptimalDenoiser(images),
@@ -189,7 +210,9 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         "soft": lambda: LocalDenoiser(images, lambda sigma: masks.soft(bench.pca, sigma)),
         "wiener-mixture": partial(_mixture, bench),
         "wiener-mixture-soft": lambda: paired(_mixture(bench), made["soft"](), SOFT_SHARE),
-        "wiener-mixture-patch": lambda: paired(_mixture(bench), _patches(images), PATCH_SHARE),
+        "wiener-mixture-patch": lambda: with_patches(
+            _mixture(bench), images, **PATCHES.get(bench.data, PATCHES["fashion-mnist"])
+        ),
         "pspc-square": lambda: PSPCDenoiser(
             images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
         ),
@@ -225,15 +248,30 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
     return made
 
 
-def paired(mixture: Denoiser, partner: Denoiser, share: float) -> Denoiser:
-    """``mixture``, and below PARTNER_BELOW a ``share`` of ``partner`` in its answer."""
+def paired(
+    mixture: Denoiser, partner: Denoiser, share: float, below: float = PARTNER_BELOW
+) -> Denoiser:
+    """``mixture``, and under the noise level ``below`` a ``share`` of ``partner`` in its answer."""
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        if sigma >= PARTNER_BELOW:
+        if sigma >= below:
             return mixture(x, sigma)
         return (1 - share) * mixture(x, sigma) + share * partner(x, sigma)
 
     return denoise
+
+
+def with_patches(
+    mixture: Denoiser,
+    images: ImageSet,
+    *,
+    share: float,
+    below: float = PARTNER_BELOW,
+    side: int,
+    **fit: float,
+) -> Denoiser:
+    """``mixture``, paired with a mixture of patches of the images."""
+    return paired(mixture, PatchMixtureDenoiser(images, side, **fit), share, below)
 
 
 def _local(bench: Bench, mask: Callable, tau: float, **options) -> LocalDenoiser:
@@ -241,22 +279,15 @@ def _local(bench: Bench, mask: Callable, tau: float, **options) -> LocalDenoiser
 
 
 def _mixture(bench: Bench) -> WienerMixtureDenoiser:
-    return WienerMixtureDenoiser.fit(
-        bench.train,
-        bench.pca,
-        components=COMPONENTS,
-        rank=min(RANK, bench.noise[0].numel()),
-        pseudo_count=PSEUDO_COUNT,
-        window=lambda sigma: masks.soft(
-            bench.pca, sigma, power=POWER * OPENING / max(sigma, OPENING)
-        ),
-    )
+    chosen = dict(MIXTURES.get(bench.data, MIXTURES["fashion-mnist"]))
+    window = mixture_window(bench.pca, chosen.pop("power"), chosen.pop("opening"))
+    chosen["rank"] = min(chosen["rank"], bench.noise[0].numel())
+    return WienerMixtureDenoiser.fit(bench.train, bench.pca, window=window, **chosen)
 
 
-def _patches(images: ImageSet) -> PatchMixtureDenoiser:
-    return PatchMixtureDenoiser(
-        images, PATCH_SIDE, components=PATCH_COMPONENTS, pseudo_count=PATCH_PSEUDO_COUNT
-    )
+def mixture_window(pca: PCA, power: float, opening: float) -> Callable[[float], Tensor]:
+    """The window |R|^p: p is ``power`` below the noise level ``opening``, and falls above it."""
+    return lambda sigma: masks.soft(pca, sigma, power=power * opening / max(sigma, opening))
 
 
 def _square(images: ImageSet, sides: Callable[[float], int]) -> LocalDenoiser:

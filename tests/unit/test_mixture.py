@@ -1,8 +1,10 @@
 """The mixture denoisers against brute force in float64, and at the limits that are known.
 
-The oracles come from scipy (Gaussian densities, matrix functions) and share no code with the
-library.
+The oracles come from scipy (Gaussian densities, matrix functions) and scikit-learn (expectation
+maximisation) and share no code with the library.
 """
+
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import scipy.linalg
 import torch
 from scipy.special import softmax
 from scipy.stats import multivariate_normal
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from locality.denoisers import (
@@ -20,6 +24,7 @@ from locality.denoisers import (
     WienerMixtureDenoiser,
     masks,
 )
+from locality.denoisers.mixture import EM_SIGMA
 from locality.sensitivity import autograd_rows
 from locality.stats import PCA
 
@@ -237,6 +242,36 @@ def test_fit_shrinks_small_clusters_more(small, small_pca):
     np.testing.assert_allclose(whole, small_pca.covariance().double() * 519 / 520, atol=1e-4)
 
 
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_rounds_are_those_of_expectation_maximisation(small, small_pca, rounds):
+    # scikit-learn knows no pseudo-images; its `reg_covar` is our noise. Both start from k-means.
+    fit = {"components": 4, "rank": 8, "pseudo_count": 1e-9, "cluster_rank": 8}
+    start = WienerMixtureDenoiser.fit(small, small_pca, **fit)
+    own = start.rotations.double()
+    noise = EM_SIGMA**2
+    precisions = (own / (start.variances.double() + noise)[:, None]) @ own.mT
+    theirs = GaussianMixture(
+        4,
+        reg_covar=noise,
+        tol=0,
+        max_iter=rounds,
+        weights_init=start.log_weights.double().exp().numpy(),
+        means_init=start.means.double().numpy(),
+        precisions_init=precisions.numpy(),
+    )
+    y = (small.images.flatten(1) - small_pca.mean).double() @ small_pca.eigenvectors[:, :8].double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after a few rounds it has not
+        theirs.fit(y.numpy())
+    ours = WienerMixtureDenoiser.fit(small, small_pca, **fit, rounds=rounds)
+    close(ours.log_weights.exp(), torch.from_numpy(theirs.weights_), 1e-4)
+    close(ours.means, torch.from_numpy(theirs.means_), 1e-3)
+    rotations = ours.rotations.double()
+    covariances = (rotations * ours.variances.double()[:, None]) @ rotations.mT
+    close(covariances + noise * torch.eye(8), torch.from_numpy(theirs.covariances_), 1e-3)
+    assert (ours.means - start.means).abs().max() > 0.01, "it moves"
+
+
 def test_the_same_seed_gives_the_same_mixture(small, small_pca, noised):
     fit = {"components": 6, "rank": 50, "pseudo_count": 20, "cluster_rank": 10}
     first, second, other = (
@@ -290,6 +325,8 @@ def test_mixture_tells_what_is_wrong(small, small_pca):
         WienerMixtureDenoiser.fit(small, small_pca, **fit | {"components": 0})
     with pytest.raises(ValueError, match="pseudo_count must be positive, got 0"):
         WienerMixtureDenoiser.fit(small, small_pca, **fit | {"pseudo_count": 0})
+    with pytest.raises(ValueError, match="rounds must not be negative, got -1"):
+        WienerMixtureDenoiser.fit(small, small_pca, **fit, rounds=-1)
     with pytest.raises(ValueError, match="k must lie between"):
         WienerMixtureDenoiser.fit(small, small_pca, **fit | {"rank": 500})
 

@@ -1,6 +1,7 @@
 """The scoreboard: its numbers are the metrics', it resumes, and the same method scores the same."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from locality.schedule import ddpm_sigmas
 from locality.training import digest
 
 CHEAP = ("optimal", "nearest", "wiener")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,15 @@ def test_a_partner_helps_the_mixture_at_low_noise_only():
     x = torch.zeros(1, 1, 2, 2)
     assert (denoise(x, 1.0) == 1).all(), "at the level and above it, the mixture alone"
     assert (denoise(x, 0.5) == 0.5 * (0.75 - 0.25)).all()
+
+
+@pytest.mark.parametrize("data", sorted(scoreboard.MIXTURES))
+def test_the_mixtures_are_those_that_were_chosen_on_other_seeds(data):
+    found = json.loads((ROOT / f"experiments/results/mixture-{data}.json").read_text())
+    assert found["settings"]["network_sha256"] == zoo.card(f"unet/{data}")["sha256"]
+    assert found["tuning"]["chosen"] == scoreboard.MIXTURES[data]
+    assert found["patches"]["chosen"] == scoreboard.PATCHES[data]
+    assert found["tuning_seeds"] == [1000, 1031] and scoreboard.SEED < 1000
 
 
 def test_the_nearest_image_is_the_nearest_image(bench):

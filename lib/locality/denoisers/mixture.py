@@ -22,6 +22,10 @@ from ..stats import PCA
 from .base import check_count, precise_dtype, training_images
 from .streaming import SoftmaxState, accumulate, softmax_weights
 
+# Noise under which expectation maximisation shares out the images. Without any, the directions of
+# least variance, in which clusters hardly differ, would decide.
+EM_SIGMA = 0.25
+
 
 class KernelMixtureDenoiser:
     """E[x0 | x] when x0 is a training image drawn towards the mean, plus Gaussian noise of its own.
@@ -161,11 +165,16 @@ class WienerMixtureDenoiser:
         components: int,
         rank: int,
         pseudo_count: float,
+        rounds: int = 0,
         window: Callable[[float], Tensor] | None = None,
         cluster_rank: int = 30,
         seed: int = 0,
     ) -> "WienerMixtureDenoiser":
         """Find the components by k-means and gather a mean and a covariance of each cluster.
+
+        Clusters of k-means differ in their means. Rounds of expectation maximisation (Dempster,
+        Laird & Rubin 1977) let them differ in their covariances, too: every image, noised to
+        ``EM_SIGMA``, is shared out among the components that may have made it.
 
         Args:
             images: (N, C, H, W), or an ImageSet.
@@ -175,12 +184,16 @@ class WienerMixtureDenoiser:
             pseudo_count: a covariance is that of its own n_c images and of this many more that
                 have the covariance within clusters on average: S_c is shrunk towards that by
                 pseudo_count / (n_c + pseudo_count), most where images are few (Friedman 1989).
+            rounds: of expectation maximisation after k-means.
+            window: sigma -> V, see the class.
             cluster_rank: k-means looks at this many leading principal components.
             seed: of k-means.
         """
         check_count(components, name="components")
         if not pseudo_count > 0:
             raise ValueError(f"pseudo_count must be positive, got {pseudo_count}")
+        if rounds < 0:
+            raise ValueError(f"rounds must not be negative, got {rounds}")
         # Imported here: it takes as long as torch itself, and every process would wait for it.
         from sklearn.cluster import KMeans
 
@@ -190,14 +203,10 @@ class WienerMixtureDenoiser:
         kmeans = KMeans(components, n_init=4, random_state=seed)
         labels = torch.from_numpy(kmeans.fit_predict(y[:, :cluster_rank].numpy())).long()
         y = y[:, :rank]
-        groups = [y[labels == c] for c in range(components)]
-        means = torch.stack([group.mean(0) for group in groups])
-        scatters = torch.stack([(g - m).T @ (g - m) for g, m in zip(groups, means, strict=True)])
-        counts = torch.tensor([float(len(group)) for group in groups], dtype=y.dtype)
-        within = scatters.sum(0) / len(y)
-        shares = (counts + pseudo_count)[:, None, None]
-        covariances = (scatters + pseudo_count * within) / shares
-        return cls(pca, counts / len(y), means, covariances, window=window)
+        shares = F.one_hot(labels, components).to(y)  # (N, K): whose image it is
+        for _ in range(rounds):
+            shares = _shares(y, *_moments(y, shares, pseudo_count))
+        return cls(pca, *_moments(y, shares, pseudo_count), window=window)
 
     def with_window(self, window: Callable[[float], Tensor] | None) -> "WienerMixtureDenoiser":
         """The same components with another window."""
@@ -240,6 +249,32 @@ class WienerMixtureDenoiser:
         both = torch.cat([centred, common_residual], dim=1)
         mixed = accumulate(update, both, range(len(self.means))).mean()
         return (self.pca.mean + common_answer + mixed).view_as(x)
+
+
+def _moments(y: Tensor, shares: Tensor, pseudo_count: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (K,), means (K, q) and shrunk covariances (K, q, q) of points (N, q) shared out."""
+    counts = shares.sum(0)
+    means = shares.T @ y / counts[:, None]
+    scatters = []
+    for share, mean in zip(shares.T, means, strict=True):
+        own = share > 1e-9  # nearly all points belong nearly wholly to one component
+        centred = y[own] - mean
+        scatters.append((centred * share[own, None]).T @ centred)
+    scatters = torch.stack(scatters)
+    within = scatters.sum(0) / len(y)
+    covariances = (scatters + pseudo_count * within) / (counts + pseudo_count)[:, None, None]
+    return counts / len(y), means, covariances
+
+
+def _shares(y: Tensor, weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
+    """(N, K): the probability that each component, noised to EM_SIGMA, has made each point."""
+    noise = EM_SIGMA**2 * torch.eye(y.shape[1], dtype=y.dtype)
+    logits = []
+    for weight, mean, covariance in zip(weights, means, covariances, strict=True):
+        root = torch.linalg.cholesky(covariance + noise)
+        z = torch.linalg.solve_triangular(root, (y - mean).T, upper=False)  # (q, N), white
+        logits.append(weight.log() - z.square().sum(0) / 2 - root.diagonal().log().sum())
+    return torch.stack(logits, dim=1).softmax(dim=1)
 
 
 class PatchMixtureDenoiser:
