@@ -103,12 +103,12 @@ RECIPES = {
     "celeba": Recipe(
         "celeba",
         None,
-        {"components": 10, "rank": 300, "pseudo_count": 1000, "power": 0.5, "opening": 2.0},
+        {"components": 30, "rank": 200, "pseudo_count": 20, "power": 0.5, "opening": 2.0},
         {
-            "rounds": (0, 3, 6),
+            "rounds": (0, 3),
+            "components": (10, 30, 100),
+            "pseudo_count": (20, 60, 300),
             "power": (0.25, 0.5, 1.0),
-            "pseudo_count": (300, 1000),
-            "components": (5, 10, 20),
         },
     ),
 }

@@ -66,12 +66,55 @@ MIXTURES = {
         "pseudo_count": 20,
         "power": 0.5,
         "opening": 2.0,
+        "rounds": 0,
+    },
+    "cifar10-gray": {
+        "components": 100,
+        "rank": 300,
+        "pseudo_count": 300,
+        "power": 0.0625,
+        "opening": 2.0,
+        "rounds": 3,
+    },
+    "mnist": {
+        "components": 300,
+        "rank": 200,
+        "pseudo_count": 6,
+        "power": 0.5,
+        "opening": 2.0,
+        "rounds": 3,
+    },
+    "celeba": {
+        "components": 100,
+        "rank": 200,
+        "pseudo_count": 20,
+        "power": 0.5,
+        "opening": 2.0,
+        "rounds": 3,
     },
 }
 # Below a noise level a partner has a share in the mixture's answer: a mixture of patches, chosen
 # there, too, or a local softmax under soft masks.
 PATCHES = {
     "fashion-mnist": {
+        "share": 0.5,
+        "side": 5,
+        "components": 100,
+        "pseudo_count": 50,
+    },
+    "cifar10-gray": {
+        "share": 0.5,
+        "side": 8,
+        "components": 100,
+        "pseudo_count": 50,
+    },
+    "mnist": {
+        "share": 0.75,
+        "side": 5,
+        "components": 100,
+        "pseudo_count": 50,
+    },
+    "celeba": {
         "share": 0.5,
         "side": 5,
         "components": 100,

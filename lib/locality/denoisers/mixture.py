@@ -22,8 +22,8 @@ from ..stats import PCA
 from .base import check_count, precise_dtype, training_images
 from .streaming import SoftmaxState, accumulate, softmax_weights
 
-# Noise under which expectation maximisation shares out the images. Without any, the directions of
-# least variance, in which clusters hardly differ, would decide.
+# Noise in the likelihoods by which expectation maximisation shares out the images. Without any, the
+# directions of least variance, in which clusters hardly differ, would decide.
 EM_SIGMA = 0.25
 
 
@@ -173,8 +173,8 @@ class WienerMixtureDenoiser:
         """Find the components by k-means and gather a mean and a covariance of each cluster.
 
         Clusters of k-means differ in their means. Rounds of expectation maximisation (Dempster,
-        Laird & Rubin 1977) let them differ in their covariances, too: every image, noised to
-        ``EM_SIGMA``, is shared out among the components that may have made it.
+        Laird & Rubin 1977) let them differ in their covariances, too: every image is shared out
+        among the components, widened by ``EM_SIGMA``, that may have made it.
 
         Args:
             images: (N, C, H, W), or an ImageSet.
@@ -267,7 +267,7 @@ def _moments(y: Tensor, shares: Tensor, pseudo_count: float) -> tuple[Tensor, Te
 
 
 def _shares(y: Tensor, weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
-    """(N, K): the probability that each component, noised to EM_SIGMA, has made each point."""
+    """(N, K): how probably each component, widened by EM_SIGMA, has made each point."""
     noise = EM_SIGMA**2 * torch.eye(y.shape[1], dtype=y.dtype)
     logits = []
     for weight, mean, covariance in zip(weights, means, covariances, strict=True):
