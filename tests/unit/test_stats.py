@@ -78,13 +78,14 @@ def test_memory_does_not_grow_with_the_number_of_images(measured_memory):
         for _ in range(count):
             yield torch.rand(500, 1, 28, 28, generator=generator) * 2 - 1
 
+    torch.set_num_threads(1)
     peaks = []
-    for count in (8, 80):
+    for count in (8, 8, 80):  # the allocator still grows at the second fit of one size
         assert PCA.fit(chunks(count)).count == 500 * count
         peaks.append(peak())
     print(*peaks)
     """
-    few, many = measured_memory(script)
+    _, few, many = measured_memory(script)
     assert many - few < 20, f"peak memory {few:.0f} MB for 4,000 images, {many:.0f} for 40,000"
 
 
