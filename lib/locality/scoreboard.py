@@ -68,19 +68,19 @@ MIXTURES = {
         "opening": 2.0,
         "rounds": 0,
     },
-    "cifar10-gray": {
-        "components": 100,
-        "rank": 300,
-        "pseudo_count": 300,
-        "power": 0.0625,
-        "opening": 2.0,
-        "rounds": 3,
-    },
     "mnist": {
         "components": 300,
         "rank": 200,
         "pseudo_count": 6,
         "power": 0.5,
+        "opening": 2.0,
+        "rounds": 3,
+    },
+    "cifar10-gray": {
+        "components": 100,
+        "rank": 300,
+        "pseudo_count": 300,
+        "power": 0.0625,
         "opening": 2.0,
         "rounds": 3,
     },
@@ -93,7 +93,7 @@ MIXTURES = {
         "rounds": 3,
     },
 }
-# Below a noise level a partner has a share in the mixture's answer: a mixture of patches, chosen
+# Below PARTNER_BELOW a partner has a share in the mixture's answer: a mixture of patches, chosen
 # there, too, or a local softmax under soft masks.
 PATCHES = {
     "fashion-mnist": {
@@ -102,15 +102,15 @@ PATCHES = {
         "components": 100,
         "pseudo_count": 50,
     },
-    "cifar10-gray": {
-        "share": 0.5,
-        "side": 8,
-        "components": 100,
-        "pseudo_count": 50,
-    },
     "mnist": {
         "share": 0.75,
         "side": 5,
+        "components": 100,
+        "pseudo_count": 50,
+    },
+    "cifar10-gray": {
+        "share": 0.5,
+        "side": 8,
         "components": 100,
         "pseudo_count": 50,
     },
@@ -254,7 +254,7 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         "wiener-mixture": partial(_mixture, bench),
         "wiener-mixture-soft": lambda: paired(_mixture(bench), made["soft"](), SOFT_SHARE),
         "wiener-mixture-patch": lambda: with_patches(
-            _mixture(bench), images, **PATCHES.get(bench.data, PATCHES["fashion-mnist"])
+            _mixture(bench), images, **PATCHES.get(data, PATCHES["fashion-mnist"])
         ),
         "pspc-square": lambda: PSPCDenoiser(
             images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
@@ -291,13 +291,11 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
     return made
 
 
-def paired(
-    mixture: Denoiser, partner: Denoiser, share: float, below: float = PARTNER_BELOW
-) -> Denoiser:
-    """``mixture``, and under the noise level ``below`` a ``share`` of ``partner`` in its answer."""
+def paired(mixture: Denoiser, partner: Denoiser, share: float) -> Denoiser:
+    """``mixture``, and below PARTNER_BELOW a ``share`` of ``partner`` in its answer."""
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        if sigma >= below:
+        if sigma >= PARTNER_BELOW:
             return mixture(x, sigma)
         return (1 - share) * mixture(x, sigma) + share * partner(x, sigma)
 
@@ -305,16 +303,10 @@ def paired(
 
 
 def with_patches(
-    mixture: Denoiser,
-    images: ImageSet,
-    *,
-    share: float,
-    below: float = PARTNER_BELOW,
-    side: int,
-    **fit: float,
+    mixture: Denoiser, images: ImageSet, *, share: float, side: int, **fit: float
 ) -> Denoiser:
     """``mixture``, paired with a mixture of patches of the images."""
-    return paired(mixture, PatchMixtureDenoiser(images, side, **fit), share, below)
+    return paired(mixture, PatchMixtureDenoiser(images, side, **fit), share)
 
 
 def _local(bench: Bench, mask: Callable, tau: float, **options) -> LocalDenoiser:
@@ -322,10 +314,17 @@ def _local(bench: Bench, mask: Callable, tau: float, **options) -> LocalDenoiser
 
 
 def _mixture(bench: Bench) -> WienerMixtureDenoiser:
-    chosen = dict(MIXTURES.get(bench.data, MIXTURES["fashion-mnist"]))
-    window = mixture_window(bench.pca, chosen.pop("power"), chosen.pop("opening"))
-    chosen["rank"] = min(chosen["rank"], bench.noise[0].numel())
-    return WienerMixtureDenoiser.fit(bench.train, bench.pca, window=window, **chosen)
+    return wiener_mixture(bench.train, bench.pca, data=bench.data)
+
+
+def wiener_mixture(
+    images: ImageSet | Tensor, pca: PCA, *, data: str = "fashion-mnist"
+) -> WienerMixtureDenoiser:
+    """The Wiener mixture of ``images`` with the parameters that were chosen for a data set."""
+    chosen = dict(MIXTURES.get(data, MIXTURES["fashion-mnist"]))
+    window = mixture_window(pca, chosen.pop("power"), chosen.pop("opening"))
+    chosen["rank"] = min(chosen["rank"], len(pca.mean))
+    return WienerMixtureDenoiser.fit(images, pca, window=window, **chosen)
 
 
 def mixture_window(pca: PCA, power: float, opening: float) -> Callable[[float], Tensor]:

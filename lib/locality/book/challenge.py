@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from .. import zoo
-from ..data import ImageSet, load
-from ..denoisers import Denoiser, LocalDenoiser, WienerDenoiser, WienerMixtureDenoiser, masks
+from ..data import load
+from ..denoisers import Denoiser, LocalDenoiser, WienerDenoiser, masks
 from ..metrics import bootstrap_interval, copy_ratio, r2
 from ..sampling import ddim, initial_noise
 from ..schedule import ddpm_sigmas
+from ..scoreboard import wiener_mixture
 from ..stats import PCA
 
 SEEDS = range(16)
@@ -98,15 +99,9 @@ def references(seeds: range) -> Mapping[str, Score]:
     denoisers = {
         "Wiener": WienerDenoiser(pca),
         "analytical local": LocalDenoiser(train, lambda sigma: masks.pca(pca, sigma, 0.05)),
-        "Wiener mixture": fashion_mixture(train, pca),
+        "Wiener mixture": wiener_mixture(train, pca),
     }
     return {name: _score(denoiser, seeds) for name, denoiser in denoisers.items()}
-
-
-def fashion_mixture(train: ImageSet, pca: PCA) -> WienerMixtureDenoiser:
-    """Chapter 11's mixture, with the parameters that ``experiments/tune_mixture.py`` chose."""
-    mixture = WienerMixtureDenoiser.fit(train, pca, components=100, rank=200, pseudo_count=20)
-    return mixture.with_window(lambda sigma: masks.soft(pca, sigma, power=1 / max(sigma, 2)))
 
 
 def _score(denoiser: Denoiser, seeds: range) -> Score:

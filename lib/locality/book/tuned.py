@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from .. import zoo
+from ..scoreboard import MIXTURES
 
-SETS = ("fashion-mnist", "mnist", "cifar10-gray", "celeba")
 STEPS = ("Wiener", "mixture, exact", "mixture", "mixture + patches")
 
 
@@ -22,7 +22,7 @@ def mixtures(folder: str | Path) -> dict[str, dict]:
     """
     found = {}
     print(" " * 14 + "".join(f"{name:>19s}" for name in STEPS))
-    for data in SETS:
+    for data in MIXTURES:
         stored = json.loads((Path(folder) / f"mixture-{data}.json").read_text())
         if stored["settings"]["network_sha256"] != zoo.card(f"unet/{data}")["sha256"]:
             raise ValueError(f"the mixture of {data} was chosen for another network: tune it again")
