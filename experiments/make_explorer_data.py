@@ -2,7 +2,8 @@
 
 For each set a classic script, book/_extra/explorer/NAME.js: mean image, all eigenvalues, the
 leading eigenvectors in 8 and 4 bits, and the effective radius of every pixel's field at 13 noise
-levels; and for readers without JavaScript one picture, explorer.png.
+levels; and for readers without JavaScript one picture, explorer.png. The figure in which a reader
+hides a shape of their own has the data of Fashion-MNIST, and its own picture, shaper.png.
 Classic scripts, because a page opened as a file may load nothing else. Sets whose images are not
 on this machine are skipped (see the data appendix). Nothing is random.
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from locality import data
 from locality.book import plots
+from locality.shapes import letter_w
 from locality.stats import PCA
 
 OUT = Path(__file__).resolve().parents[1] / "book" / "_extra" / "explorer"
@@ -42,6 +44,9 @@ CLIP = 3.0  # 4 bits reach to so many root mean squares; beyond, values are clip
 LEVELS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # where the error is reported
 PICTURE = {"celeba": "faces", "fashion-mnist": "Fashion-MNIST", "photos": "photographs"}
 PIXEL, SIGMAS = (15, 11), torch.tensor([10.0, 3.0, 1.0, 0.3, 0.1])
+# And in the picture of the W: a pixel on it, the noise levels and the amplitudes of chapter 8.
+SHAPE_PIXEL, SHAPE_DEVIATION = (7, 6), 0.5
+SHAPE_SIGMAS = torch.tensor([12.0, 3.44, 2.04, 1.24, 0.724, 0.342])
 
 
 def as_text(values: np.ndarray) -> str:
@@ -186,6 +191,30 @@ def draw(statistics: dict[str, PCA]) -> None:
     plt.close(figure)
 
 
+def draw_shape(pca: PCA) -> None:
+    """The picture that stands in for the reader's own shape: fields without and with a W."""
+    plots.use_style()
+    flat = [SHAPE_PIXEL[0] * 28 + SHAPE_PIXEL[1]]
+    panels = {
+        f"{label} the W": [
+            pca.wiener_rows_with(s, flat, letter_w(28, 28).flatten(), variance=variance).view(
+                28, 28
+            )
+            for s in SHAPE_SIGMAS.tolist()
+        ]
+        for label, variance in {"without": 0.0, "with": SHAPE_DEVIATION**2}.items()
+    }
+    figure = plots.fields(
+        panels,
+        pixel=SHAPE_PIXEL,
+        columns=plots.sigma_labels(SHAPE_SIGMAS),
+        title="A W in the images is a W in the field",
+        scale=1.15,
+    )
+    figure.savefig(OUT / "shaper.png", dpi=130, metadata={"Software": None})
+    plt.close(figure)
+
+
 def main() -> None:
     """Write the files of the named sets, by default of all whose images are on this machine."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -213,6 +242,8 @@ def main() -> None:
             print(f"  sigma {sigma:g}: median {low:.4f}, 99th percentile {high:.4f}")
     if statistics.keys() >= PICTURE.keys():
         draw(statistics)
+    if "fashion-mnist" in statistics:
+        draw_shape(statistics["fashion-mnist"])
 
 
 if __name__ == "__main__":

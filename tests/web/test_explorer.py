@@ -1,6 +1,7 @@
-"""The sensitivity explorer computes the library's numbers, for every reader, wherever it is opened.
+"""The figures that compute in the page compute the library's numbers, for every reader, anywhere.
 
-The page under test is the embedding block alone, in a folder laid out like the built book, so that
+They are the sensitivity explorer, and the shaper, in which a reader hides a shape of their own.
+The page under test is an embedding block alone, in a folder laid out like the built book, so that
 nothing needs to be built first.
 """
 
@@ -17,11 +18,12 @@ import torch
 
 from locality import data
 from locality.sensitivity import effective_radius
+from locality.shapes import letter_w
 from locality.stats import PCA, load_basis
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "book" / "_extra" / "explorer"
-EMBED = (ROOT / "book" / "_embed" / "explorer.html").read_text(encoding="utf-8")
+EMBEDS = ("explorer", "shaper")
 PATIENCE = 120_000  # milliseconds; a busy machine may be slow
 ASK = "([f, s, m]) => document.querySelector('figure.explorer').explorer"
 spec = importlib.util.spec_from_file_location("maker", ROOT / "experiments/make_explorer_data.py")
@@ -36,7 +38,9 @@ def site(tmp_path_factory) -> Path:
     (folder / "book").mkdir()
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title>'
     head += '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
-    (folder / "book" / "page.html").write_text(f"{head}<body>{EMBED}", encoding="utf-8")
+    for name in EMBEDS:
+        embed = (ROOT / "book" / "_embed" / f"{name}.html").read_text(encoding="utf-8")
+        (folder / "book" / f"{name}.html").write_text(f"{head}<body>{embed}", encoding="utf-8")
     return folder
 
 
@@ -58,7 +62,7 @@ def visit(browser, site, own_server):
     """Open the page; afterwards nothing may have gone wrong on it, unless `faults` says so."""
 
     @contextlib.contextmanager
-    def visiting(origin="file", *, faults=False, block="", **options):
+    def visiting(origin="file", *, name="explorer", faults=False, block="", **options):
         context = browser.new_context(**options)
         context.set_default_timeout(PATIENCE)
         page = context.new_page()
@@ -76,9 +80,10 @@ def visit(browser, site, own_server):
                 handler.continue_()
 
         page.route("**/*", route)
-        page.goto((own_server if origin == "http" else site.as_uri() + "/") + "book/page.html")
+        start = own_server if origin == "http" else site.as_uri() + "/"
+        page.goto(f"{start}book/{name}.html")
         if not faults and options.get("java_script_enabled", True):
-            page.wait_for_selector("figure.explorer.is-live")
+            page.wait_for_selector(f"figure.{name}.is-live")
             page.wait_for_selector(".explorer-readout[aria-busy=false]")
         yield page
         context.close()
@@ -196,7 +201,7 @@ def test_a_scale_survives_its_encoding():
 
 
 def test_the_files_are_small():
-    assert sum(path.stat().st_size for path in FILES.glob("*.js")) < 2.5e6
+    assert sum(path.stat().st_size for path in FILES.glob("*.js")) < 2.6e6
 
 
 def test_a_row_takes_less_than_ten_milliseconds(page):
@@ -356,4 +361,96 @@ def test_without_its_data_the_picture_stays(visit, origin):
                    .then(() => false, (error) => error.message.includes("celeba.js"))"""
         )
         assert page.locator("figure.explorer img").is_visible()
+        assert page.locator(".explorer-live").count() == 0
+
+
+# --- the reader's own shape -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(visit):
+    with visit(name="shaper") as opened:
+        yield opened
+
+
+def center(page, place: tuple[int, int], stage: int = 0) -> tuple[float, float]:
+    """Where pixel (row, column) of a picture is on the page."""
+    box = page.locator(".explorer-stage").nth(stage).bounding_box()
+    y, x = ((at + 0.5) / 28 for at in place)
+    return box["x"] + box["width"] * x, box["y"] + box["height"] * y
+
+
+@pytest.mark.parametrize("sigma", [12.0, 1.24, 0.342])
+def test_the_page_computes_rows_with_a_shape(drawn, sigma):
+    """To the exact ones, as near as the rounded eigenvectors allow; with a W and a bar."""
+    pca = complete("fashion-mnist")
+    bar = torch.zeros(28, 28)
+    bar[20, 6:23] = 1
+    for shape in (letter_w(28, 28), bar):
+        flat = shape.flatten().nonzero()[:, 0].tolist()
+        for m in (flat[0], flat[-1], 14 * 28 + 14):
+            for variance in (0.0, 0.25):
+                ask = "(a) => document.querySelector('figure.shaper').shaper.row(...a)"
+                row = torch.tensor(drawn.evaluate(ask, [sigma, m, flat, variance]))
+                exact = pca.wiener_rows_with(sigma, [m], shape.flatten(), variance=variance)[0]
+                assert (row - exact).abs().max() < 0.03 * exact.abs().max(), (sigma, m, variance)
+
+
+def test_the_shaper_starts_with_the_w_of_chapter_8(drawn):
+    marked = drawn.locator("figure.shaper").get_attribute("data-shape").split()
+    assert [int(n) for n in marked] == letter_w(28, 28).flatten().nonzero()[:, 0].tolist()
+    assert said(drawn, "inside") == "yes"
+    assert float(said(drawn, "after")) > 3 * float(said(drawn, "before"))
+
+
+def test_what_is_drawn_is_seen(visit):
+    with visit(name="shaper") as page:
+        page.get_by_role("button", name="Clear").click()
+        assert said(page, "after") == "no shape" and said(page, "inside") == "no"
+        page.mouse.move(*center(page, (24, 6)))
+        page.mouse.down()
+        for column in range(6, 23):
+            page.mouse.move(*center(page, (24, column)))
+        page.mouse.up()
+        page.get_by_role("checkbox", name="Draw").uncheck()
+        page.mouse.click(*center(page, (24, 10)))
+        assert said(page, "pixel") == "24, 10" and said(page, "inside") == "yes"
+        with_it = float(said(page, "after"))
+        assert with_it > 2 * abs(float(said(page, "before")))
+        page.get_by_label("amplitude").press("Home")
+        assert said(page, "after") == said(page, "before"), "no amplitude, no change"
+        page.get_by_role("button", name="Letter W").click()
+        assert said(page, "inside") == "no"
+
+
+def test_keys_draw_too(visit):
+    with visit(name="shaper") as page:
+        page.get_by_role("application").focus()
+        assert said(page, "pixel") == "7, 6"
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        assert said(page, "pixel") == "7, 8" and said(page, "inside") == "no"
+        page.keyboard.press(" ")
+        assert said(page, "inside") == "yes"
+        page.keyboard.press(" ")
+        assert said(page, "inside") == "no"
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+def test_the_shaper_overflows_nowhere(visit, width):
+    with visit(name="shaper", viewport={"width": width, "height": 844}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_shaper_has_a_picture_without_javascript(visit, origin):
+    with visit(origin, name="shaper", java_script_enabled=False) as page:
+        picture = page.locator("figure.shaper img")
+        assert picture.is_visible() and len(picture.get_attribute("alt")) > 100
+        assert page.locator("figure.shaper figcaption").is_visible()
+
+
+def test_the_shapers_picture_stays_without_data(visit, origin):
+    with visit(origin, name="shaper", faults=True, block="fashion-mnist.js") as page:
+        page.wait_for_timeout(1000)
+        assert page.locator("figure.shaper img").is_visible()
         assert page.locator(".explorer-live").count() == 0

@@ -56,15 +56,20 @@
     return { about, pixel, height, width, size, count, fine, eigenvalues, vectors, mean, radii };
   }
 
-  // Row `m` of W = U diag(s) U^T, s = L / (L + sigma^2), split into r and U diag(s - r) U^T.
-  // Components that are missing count as all alike: r is the mean of their s, as in
-  // locality.stats.PCA. If none is missing, any r is right, and rounding matters least where r is
-  // the mean s of the coarsely rounded ones in this pixel.
-  function wienerRow(basis, sigma, m) {
+  // W w for the image w that is 1 at `pixels` and 0 elsewhere; for one pixel, its row of W.
+  // W = U diag(s) U^T, s = L / (L + sigma^2), is split into r and U diag(s - r) U^T. Components
+  // that are missing count as all alike: r is the mean of their s, as in locality.stats.PCA. If none
+  // is missing, any r is right, and rounding matters least where r is the mean s of the coarsely
+  // rounded ones in w.
+  function wienerProduct(basis, sigma, pixels) {
     const { size, count, fine, eigenvalues, vectors } = basis;
     const complete = count === size;
     const shrinkage = (i) => eigenvalues[i] / (eigenvalues[i] + sigma * sigma);
-    const square = (i) => vectors[m * count + i] ** 2;
+    const coordinates = new Float64Array(count);
+    for (const m of pixels) {
+      for (let i = 0; i < count; i++) coordinates[i] += vectors[m * count + i];
+    }
+    const square = (i) => coordinates[i] ** 2;
     let [rest, total, norm] = [0, 0, 0];
     for (let i = complete ? fine : count; i < size; i++) {
       const weight = complete ? square(i) : 1;
@@ -74,16 +79,18 @@
     rest /= total;
     for (let i = 0; i < count; i++) norm += square(i);
     const weights = new Float64Array(count);
-    for (let i = 0; i < count; i++) weights[i] = (shrinkage(i) - rest) * vectors[m * count + i];
+    for (let i = 0; i < count; i++) weights[i] = (shrinkage(i) - rest) * coordinates[i];
     const row = new Float64Array(size);
     for (let n = 0, at = 0; n < size; n++) {
       let sum = 0;
       for (let i = 0; i < count; i++) sum += weights[i] * vectors[at++];
       row[n] = sum;
     }
-    row[m] += complete ? rest * norm : rest; // the norm is 1 but for rounding
+    const length = norm / pixels.length; // 1 but for rounding
+    for (const m of pixels) row[m] += complete ? rest * length : rest;
     return row;
   }
+  const wienerRow = (basis, sigma, m) => wienerProduct(basis, sigma, [m]);
 
   // Effective radius of pixel `m`, in pixels, from the complete statistics: in rows of rounded
   // eigenvectors the little that rounding spreads over the image would add to it.
@@ -331,4 +338,5 @@
   }
 
   document.querySelectorAll("figure.explorer").forEach(explorer);
+  window.sensitivity = { load, magma, paint, readable, wienerProduct, wienerRow }; // for shaper.js
 })();
