@@ -50,13 +50,13 @@ class Recipe:
             (start, stop, step) to use these of the training images only.
         network: its kind (`zoo.KINDS`) and the arguments of its class.
         training: how it is trained.
-        refinement: a second training, of the stored network, if there is one.
+        refinements: further trainings, one after the other, each of the stored network.
     """
 
     data: dict
     network: dict
     training: TrainConfig
-    refinement: TrainConfig | None = None
+    refinements: tuple[TrainConfig, ...] = ()
 
 
 FASHION = {"name": "fashion-mnist-full"}
@@ -83,28 +83,33 @@ LINEAR_TRAINING = TrainConfig(
     log_sigma_std=1.6,
 )
 LINEAR_REFINEMENT = replace(
-    LINEAR_TRAINING, steps=10_000, lr=1.5e-3, ema=0.9995, log_sigma_mean=-0.3, log_sigma_std=1.8
+    LINEAR_TRAINING, steps=30_000, lr=1.5e-3, ema=0.9998, log_sigma_mean=0.2, log_sigma_std=1.9
+)
+# What is left then is noise of the gradients, most of it at low sigma: smaller steps, new draws.
+LINEAR_LAST = replace(LINEAR_REFINEMENT, lr=1e-3, log_sigma_mean=-0.2, seed=1)
+# CelebA's first training sees little of sigma = 0.01 and stays worse than the Wiener filter there.
+CELEBA_REFINEMENT = TrainConfig(
+    steps=800,
+    lr=1e-3,
+    warmup=50,
+    decay=0.8,
+    ema=0.99,
+    log_sigma_mean=-2.5,
+    log_sigma_std=2.2,
+    flip=True,
+    seed=1,
 )
 RECIPES = {
     "unet/fashion-mnist": Recipe(FASHION, UNET, SHORT),
-    "linear/fashion-mnist": Recipe(FASHION, LINEAR, LINEAR_TRAINING, LINEAR_REFINEMENT),
+    "linear/fashion-mnist": Recipe(
+        FASHION, LINEAR, LINEAR_TRAINING, (LINEAR_REFINEMENT, LINEAR_LAST)
+    ),
     "dit/fashion-mnist": Recipe(FASHION, DIT, SHORT),
     "unet/celeba": Recipe(
         CELEBA,
         UNET_RGB,
         TrainConfig(steps=3000, bf16=True, flip=True),
-        # The first sees little of sigma = 0.01 and stays worse than the Wiener filter there.
-        TrainConfig(
-            steps=800,
-            lr=1e-3,
-            warmup=50,
-            decay=0.8,
-            ema=0.99,
-            log_sigma_mean=-2.5,
-            log_sigma_std=2.2,
-            flip=True,
-            seed=1,
-        ),
+        (CELEBA_REFINEMENT,),
     ),
     "unet/fashion-mnist-w": Recipe(FASHION_W, UNET, EXACT),
     "dit/fashion-mnist-w": Recipe(FASHION_W, DIT, EXACT),
@@ -159,11 +164,11 @@ def half_precision_cost(denoiser: NetworkDenoiser, stored: NetworkDenoiser, x0: 
 
 @torch.no_grad()
 def add_to_zoo(
-    name: str, denoiser: NetworkDenoiser, images: Tensor, seconds: float, *, refined: bool
+    name: str, denoiser: NetworkDenoiser, images: Tensor, seconds: float, *, refined: int
 ) -> dict:
     """Store a trained network with its card; returns the card."""
     recipe = RECIPES[name]
-    stages = [recipe.training] + ([recipe.refinement] if refined else [])
+    refinements = recipe.refinements[:refined]
     held_out = images_of(recipe.data, "test")[:HELD_OUT]
     about = {
         "name": name,
@@ -174,8 +179,8 @@ def add_to_zoo(
         "parametrisation": denoiser.parametrisation,
         "data": {**recipe.data, "images": len(images), "sha256": digest(images)},
         "training": asdict(recipe.training),
-        "images_seen": sum(stage.steps * stage.batch for stage in stages),
-        **({"refinement": asdict(recipe.refinement)} if refined else {}),
+        "refinements": [asdict(refinement) for refinement in refinements],
+        "images_seen": sum(c.steps * c.batch for c in (recipe.training, *refinements)),
         "optimiser": "AdamW(betas=(0.9, 0.99), weight_decay=0)",
         "minutes": round(seconds / 60, 1),
         "held_out": {
@@ -192,12 +197,15 @@ def add_to_zoo(
     return about
 
 
-def train_denoiser(name: str, device: str, *, refined: bool) -> None:
-    """Train one network of RECIPES, from its checkpoint if there is one, and add it to the zoo."""
+def train_denoiser(name: str, device: str, *, refined: int) -> None:
+    """Train one network of RECIPES, from its checkpoint if there is one, and add it to the zoo.
+
+    Its first training, or the refinement of number ``refined`` = 1, 2, ...
+    """
     recipe = RECIPES[name]
     images = images_of(recipe.data, "train")
     if refined:
-        denoiser, config = zoo.load(name).requires_grad_(True), recipe.refinement
+        denoiser, config = zoo.load(name).requires_grad_(True), recipe.refinements[refined - 1]
         before = zoo.card(name)["minutes"] * 60
     else:
         with torch.random.fork_rng([]):
@@ -205,7 +213,8 @@ def train_denoiser(name: str, device: str, *, refined: bool) -> None:
             network = build(recipe.network)
         denoiser = NetworkDenoiser(network, sigma_data=images.std().item())
         config, before = recipe.training, 0.0
-    path = RUNS / f"{name.replace('/', '-')}{'-refined' * refined}.safetensors"
+    suffix = f"-refined-{refined}" if refined else ""
+    path = RUNS / f"{name.replace('/', '-')}{suffix}.safetensors"
     smooth, began = None, time.time()
     for step in train(denoiser.to(device), images, config=config, checkpoint=path):
         smooth = step.loss if smooth is None else 0.98 * smooth + 0.02 * step.loss
@@ -276,9 +285,10 @@ def main() -> None:
                 train_classifier(arguments.device)
             continue
         if name not in zoo.names():
-            train_denoiser(name, arguments.device, refined=False)
-        if RECIPES[name].refinement and "refinement" not in zoo.card(name):
-            train_denoiser(name, arguments.device, refined=True)
+            train_denoiser(name, arguments.device, refined=0)
+        done = len(zoo.card(name).get("refinements", ()))
+        for refined in range(done + 1, len(RECIPES[name].refinements) + 1):
+            train_denoiser(name, arguments.device, refined=refined)
         print(f"{name} is in the zoo")
 
 

@@ -22,7 +22,7 @@ SHORTFALLS = {("unet/celeba", 25.7): 1.03}
 
 # Relative distance of the linear denoiser's matrix to the Wiener matrix at sigma >= 0.3. Promised:
 # 0.05; reached: this.
-LINEAR_DISTANCE = 0.08
+LINEAR_DISTANCE = 0.075
 HALVES = ["unet/fashion-mnist-even", "unet/fashion-mnist-odd"]
 
 
@@ -38,7 +38,7 @@ def test_a_card_tells_what_the_network_is(name):
     network = zoo.load(name)
     assert about["name"] == name
     assert about["parameters"] == sum(p.numel() for p in network.parameters())
-    stages = [about[stage] for stage in ("training", "refinement") if stage in about]
+    stages = [about["training"], *about.get("refinements", ())]
     assert about["images_seen"] == sum(stage["steps"] * stage["batch"] for stage in stages)
     assert len(about["data"]["sha256"]) == 64 and about["data"]["images"] > 0
     assert about["half_precision_cost"] < 1e-3
