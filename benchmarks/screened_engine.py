@@ -37,13 +37,18 @@ def training_set() -> ImageSet:
         return load("fashion-mnist")
 
 
-def compare(data: ImageSet, pca: PCA, threshold: float, samples: int) -> dict:
-    """Every method at every step of the exact trajectory, then the screened one on its own."""
+def compare(
+    data: ImageSet, pca: PCA, threshold: float, samples: int, *, fraction: int = FRACTION
+) -> dict:
+    """Every method at every step of the exact trajectory, then the screened one on its own.
+
+    The literal formula runs on the first ``fraction`` images.
+    """
     sigmas, images = ddpm_sigmas(10), data.images
     known = {float(s): masks.pca(pca, float(s), threshold) for s in sigmas}
     exact, screened = LocalDenoiser(images, known.get), ScreenedLocalDenoiser(images, known.get)
     noise = initial_noise(samples, data.shape, sigma=sigmas[0].item())
-    share = min(FRACTION, len(images)) / len(images)
+    share = min(fraction, len(images)) / len(images)
     rows = []
 
     def watched(x: Tensor, sigma: float) -> Tensor:
@@ -52,7 +57,7 @@ def compare(data: ImageSet, pca: PCA, threshold: float, samples: int) -> dict:
             "exact": lambda: exact(x, sigma),
             "screened": lambda: screened(x, sigma),
             "with_bound": lambda: screened.denoise_with_bound(x, sigma),
-            "literal": lambda: literal(x, sigma, images[:FRACTION], known[sigma]),
+            "literal": lambda: literal(x, sigma, images[:fraction], known[sigma]),
         }
         for name, method in methods.items():
             start = time.process_time()
