@@ -62,7 +62,9 @@ class Recipe:
 FASHION = {"name": "fashion-mnist-full"}
 FASHION_W = {"name": "fashion-mnist-full", "shape": "W"}
 CELEBA = {"name": "celeba", "size": 32}
+CIFAR = {"name": "cifar10"}
 CIFAR_GRAY = {"name": "cifar10", "gray": True}
+CATS = {"name": "afhq-cat", "size": 32}
 UNET, DIT = architecture("unet", (1, 28, 28)), architecture("dit", (1, 28, 28))
 UNET_RGB = architecture("unet", (3, 32, 32))
 LINEAR = architecture("linear", (1, 28, 28))
@@ -87,6 +89,11 @@ LINEAR_REFINEMENT = replace(
 )
 # What is left then is noise of the gradients, most of it at low sigma: smaller steps, new draws.
 LINEAR_LAST = replace(LINEAR_REFINEMENT, lr=1e-3, log_sigma_mean=-0.2, seed=1)
+# And then the gains: those of directions with little variance are right last, and those of the
+# highest noise have hardly been asked for. Larger steps again, and noise levels from end to end.
+LINEAR_GAINS = replace(
+    LINEAR_REFINEMENT, steps=40_000, lr=3e-3, log_sigma_mean=-0.2, log_sigma_std=2.4, seed=2
+)
 # CelebA's first training sees little of sigma = 0.01 and stays worse than the Wiener filter there.
 CELEBA_REFINEMENT = TrainConfig(
     steps=800,
@@ -99,23 +106,30 @@ CELEBA_REFINEMENT = TrainConfig(
     flip=True,
     seed=1,
 )
+# After it the highest noise levels are the worst ones.
+CELEBA_LAST = replace(CELEBA_REFINEMENT, lr=5e-4, log_sigma_mean=1.5, log_sigma_std=2.2, seed=2)
 RECIPES = {
     "unet/fashion-mnist": Recipe(FASHION, UNET, SHORT),
     "linear/fashion-mnist": Recipe(
-        FASHION, LINEAR, LINEAR_TRAINING, (LINEAR_REFINEMENT, LINEAR_LAST)
+        FASHION,
+        LINEAR,
+        LINEAR_TRAINING,
+        (LINEAR_REFINEMENT, LINEAR_LAST, LINEAR_GAINS),
     ),
     "dit/fashion-mnist": Recipe(FASHION, DIT, SHORT),
     "unet/celeba": Recipe(
         CELEBA,
         UNET_RGB,
         TrainConfig(steps=3000, bf16=True, flip=True),
-        (CELEBA_REFINEMENT,),
+        (CELEBA_REFINEMENT, CELEBA_LAST),
     ),
     "unet/fashion-mnist-w": Recipe(FASHION_W, UNET, EXACT),
     "dit/fashion-mnist-w": Recipe(FASHION_W, DIT, EXACT),
     "unet/cifar10-gray": Recipe(CIFAR_GRAY, UNET, EXACT_FLIP),
     "dit/cifar10-gray": Recipe(CIFAR_GRAY, DIT, replace(EXACT_FLIP, steps=2400)),
     "unet/mnist": Recipe({"name": "mnist"}, UNET, EXACT),
+    "unet/afhq-cat": Recipe(CATS, UNET_RGB, EXACT_FLIP),
+    "unet/cifar10": Recipe(CIFAR, UNET_RGB, EXACT_FLIP),
     "unet/fashion-mnist-even": Recipe({**FASHION, "part": (0, None, 2)}, UNET, EXACT),
     "unet/fashion-mnist-odd": Recipe({**FASHION, "part": (1, None, 2)}, UNET, EXACT),
 }
