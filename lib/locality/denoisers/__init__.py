@@ -9,6 +9,7 @@ from .local import LocalDenoiser
 from .mixture import KernelMixtureDenoiser, PatchMixtureDenoiser, WienerMixtureDenoiser
 from .optimal import OptimalDenoiser
 from .patches import ELSDenoiser, PSPCDenoiser
+from .screened_patches import ScreenedELSDenoiser
 from .smoothed import SmoothedDenoiser
 from .subset import ScreenedLocalDenoiser
 from .wiener import WienerDenoiser
@@ -21,6 +22,7 @@ __all__ = [
     "OptimalDenoiser",
     "PSPCDenoiser",
     "PatchMixtureDenoiser",
+    "ScreenedELSDenoiser",
     "ScreenedLocalDenoiser",
     "SmoothedDenoiser",
     "WienerDenoiser",

@@ -153,13 +153,18 @@ class ELSDenoiser:
                 answer[b, p, :, own_rows[:, None], own_cols] = covariance.to(x.dtype)
         return answer.flatten(2)
 
-    def _moves(self, sigma: float, like: Tensor) -> tuple[list[Move], list[Move]]:
+    def _side(self, sigma: float) -> int:
+        """The side at this noise level, checked."""
         side = self.side(check_sigma(sigma)) if callable(self.side) else self.side
         if not isinstance(side, int) or side < 1 or side % 2 == 0:
             raise ValueError(f"side must be an odd, positive whole number, got {side!r}")
         smallest = min(self.shape[1:])
         if self.boundary == "complete" and side > smallest:
             raise ValueError(f"no complete patch of side {side} fits images of {self.shape[1:]}")
+        return side
+
+    def _moves(self, sigma: float, like: Tensor) -> tuple[list[Move], list[Move]]:
+        side = self._side(sigma)
         return tuple(
             [m for m in _axis_moves(size, side, self.boundary, like) if m.shift % self.stride == 0]
             for size in self.shape[1:]
