@@ -26,6 +26,7 @@ from .denoisers import (
     OptimalDenoiser,
     PatchMixtureDenoiser,
     PSPCDenoiser,
+    ScreenedELSDenoiser,
     SmoothedDenoiser,
     WienerDenoiser,
     WienerMixtureDenoiser,
@@ -49,7 +50,7 @@ from .training import digest, held_out_loss, write_atomically
 SEED = 42  # of the noises that are scored; choose hyper-parameters on others
 HELD_OUT = 2000  # real images that the Frechet distance compares samples with,
 COMPARED = 64  # and the first samples that it takes: as many of every method
-FEW = 300  # images of the machines that compare every patch with every other
+FEW = 300  # images of the machine that compares every patch with every other
 SHOWN = 8  # samples kept with the numbers,
 SHOWABLE = ("fashion-mnist", "fashion-mnist-full", "mnist")  # of sets that may be passed on
 # The paper's thresholds; it has no set called celeba, but faces, CelebA-HQ.
@@ -272,6 +273,15 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
     if base in KAMB_SIDES:
         sides = by_noise_level(KAMB_SIGMAS, KAMB_SIDES[base])
         made["ls-published"] = partial(_square, images, sides)
+        made["bbels-published"] = partial(ScreenedELSDenoiser, images, sides, boundary="broken")
+        # As in the authors' released code: queries wrap around, patches lie whole in their image.
+        widest = side - 1 + side % 2
+        made["els-published"] = partial(
+            ScreenedELSDenoiser,
+            images,
+            lambda sigma: min(sides(sigma), widest),
+            boundary="complete",
+        )
         few = images.images[:FEW]
         made[f"bbels-published-{FEW}"] = partial(ELSDenoiser, few, sides, boundary="broken")
     measured = Path(bench.folder) / f"{bench.name}.sides.json"

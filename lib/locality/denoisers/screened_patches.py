@@ -25,19 +25,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from ..data import ImageSet, check_shape
 from ..schedule import check_sigma
-from .base import check_count, keep_freed_memory
+from .base import check_count, keep_freed_memory, precise_dtype
 from .patches import NOTHING_SEEN, ELSDenoiser
 from .streaming import SoftmaxState, softmax_weights
 from .subset import CONFIDENCE, SHARE, Screened
 
-RANK = 24  # principal components in which patches are sorted
+RANK, COMPARED = 24, 10_000  # principal components of so many patches, which are sorted in them
 CELL, BRANCHES = 300, 64  # patches in a cell, if that takes at most so many branches at each level
 TRAINED = 40  # patches a cell that k-means learns from,
 ROUNDS = 6  # in so many rounds
+WHOLE = 3  # times ``keep``: sorting a smaller dictionary costs more than it saves
 ENOUGH = 2000  # effective patches: more weigh so evenly that a sample of them suffices
 BLOCK = 2**21  # numbers in a block of patches, or of their logits
 
@@ -61,7 +62,7 @@ class ScreenedELSDenoiser:
         side: odd side of the patches in pixels, or a function of sigma (``sides.by_noise_level``).
         boundary: "circular", "complete" or "broken", as in ``ELSDenoiser``.
         keep: patches in the nearest cells that each window is compared with. A dictionary of at
-            most twice as many is not sorted into cells, but compared whole.
+            most WHOLE times as many is not sorted into cells: all of it is near.
         draw: patches in the sample. With as many as the dictionary holds the answer is exact.
         seed: of cells and sample, which are the same in every call.
     """
@@ -72,8 +73,8 @@ class ScreenedELSDenoiser:
         side: int | Callable[[float], int],
         *,
         boundary: str = "circular",
-        keep: int = 100_000,
-        draw: int = 16_000,
+        keep: int = 80_000,
+        draw: int = 10_000,
         seed: int = 0,
     ):
         # Where each window has its own place only, at corners, the exact machine is fast.
@@ -105,6 +106,7 @@ class ScreenedELSDenoiser:
     def at_pixels(self, x: Tensor, sigma: float, pixels: Tensor) -> Tensor:
         """The exact answer at the flat output ``pixels``, (B, P) float32: all patches compared."""
         check_shape(x, self.exact.shape)
+        sigma = check_sigma(sigma)
         height, width = self.exact.shape[1:]
         channel, place = pixels // (height * width), pixels % (height * width)
         answer = x.new_empty(len(x), len(pixels), dtype=torch.float32)
@@ -123,6 +125,7 @@ class ScreenedELSDenoiser:
     def _answer(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The answer and the standard errors of the draw, both shaped as ``x``."""
         check_shape(x, self.exact.shape)
+        sigma = check_sigma(sigma)
         side = self.exact._side(sigma)
         keep_freed_memory()
         broken = self.exact.boundary == "broken"
@@ -269,34 +272,29 @@ class Dictionary:
 
     def screen(self, queries: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """Estimated posterior means of windows (Q, C h w) and their standard errors, (Q, C)."""
-        check_sigma(sigma)
         cells, state = self.cells, _nothing(queries, len(self.middle))
         sample = self.cut(cells.sample)
         logs = cells.log_stands - sample.square().sum(1) / (2 * sigma**2)
-        sums = torch.cat([torch.ones_like(sample[:, :1]), sample[:, self.middle]], 1)
-        sums = torch.cat([sums, sums[:, 1:] ** 2], 1)  # 1, f, f^2 of the centre pixels f
+        centres = sample[:, self.middle].T  # f, (C, S)
+        sums = torch.cat([torch.ones_like(centres[:1]), centres, centres**2])
         # A patch that stands for itself alone adds no error; of t out of n, 1 - t / n remains.
-        free = (1 - (-cells.log_stands).exp())[:, None] * sums
+        free = (1 - (-cells.log_stands).exp()) * sums
         asked = torch.empty(len(cells.middles), len(queries), dtype=torch.bool, device=logs.device)
         moments = []
         step = max(1, 4 * BLOCK // len(sample))
         for first in range(0, len(queries), step):
             part = slice(first, first + step)
-            logits = torch.addmm(logs, queries[part] / sigma**2, sample.T)
+            logits = ((queries[part] / sigma**2) @ sample.T).add_(logs)
             _, weights = softmax_weights(logits, dim=1)
-            effective = weights.sum(1).square() / (weights.square() @ free[:, 0])
+            effective = weights.sum(1).square() / (weights.square_() @ free[0])
             near = self._near(queries[part], cells)
             near &= (effective < ENOUGH)[:, None]
             asked[:, part] = near.T
             logits.masked_fill_(near.index_select(1, cells.drawn_from), NOTHING_SEEN)
             peak, weights = softmax_weights(logits, dim=1)
-            both = weights @ sums[:, : 1 + len(self.middle)]
-            state.peak[part], state.total[part], state.weighted[part] = (
-                peak,
-                both[:, :1],
-                both[:, 1:],
-            )
-            moments.append(weights.square_() @ free)
+            state.peak[part], state.total[part] = peak, weights.sum(1, keepdim=True)
+            state.weighted[part] = linear(weights, centres)
+            moments.append(linear(weights.square_(), free))
         alone = state.peak.clone()
         if cells.blanks:
             blank = torch.full_like(queries[:1], cells.blank)
@@ -336,7 +334,7 @@ class Dictionary:
         """The dictionary, sorted; made when it is first asked for."""
         generator = torch.Generator().manual_seed(self.seed)
         device = self.images.device
-        if len(self) <= 2 * self.keep:
+        if len(self) <= WHOLE * self.keep:
             basis, middles = torch.zeros(self.pixels, 1), torch.zeros(1, 1)
             starts, ends = torch.cat(list(self.starts())), torch.tensor([0, len(self)])
             blank, blanks = 0.0, 0
@@ -345,8 +343,10 @@ class Dictionary:
             blank = _commonest(self.images)
             branches = min(BRANCHES, max(2, int((len(self) / CELL) ** 0.5)))
             some = self._some(TRAINED * branches**2, generator)
-            basis = _components(some)
-            tree = Tree(some @ basis, branches, generator)
+            basis = _components(self.cut(some[:COMPARED]))
+            parts = some.split(max(1, BLOCK // self.pixels))
+            points = torch.cat([self.cut(part) @ basis for part in parts])
+            tree = Tree(points, branches, generator)
             found, codes = [], []
             for part in self.starts():
                 patches = self.cut(part)
@@ -362,10 +362,10 @@ class Dictionary:
         drawn = (sizes * (self.draw / max(1, len(starts)))).round().long().clamp(min=1)
         drawn = drawn.minimum(sizes)
         # Evenly spaced from a random beginning: each patch is drawn with the same probability.
-        begin = torch.rand(len(sizes), generator=generator, dtype=torch.float64).to(device)
+        begin = torch.rand(len(sizes), generator=generator).to(device, precise_dtype(device))
         cell = torch.repeat_interleave(drawn)
         number = torch.arange(len(cell), device=device) - (drawn.cumsum(0) - drawn)[cell]
-        stands = sizes[cell] / drawn[cell].double()
+        stands = sizes[cell] / drawn[cell].to(begin)
         place = ((begin[cell] + number) * stands).long().minimum(sizes[cell] - 1)
         sample = starts[ends[cell] + place]
         return Cells(
@@ -373,13 +373,13 @@ class Dictionary:
         )
 
     def _some(self, count: int, generator: torch.Generator) -> Tensor:
-        """Patches drawn at random with replacement, (count, C h w)."""
+        """Patches drawn at random with replacement, (count,)."""
         width = self.images.shape[3]
         axes = (len(self.images), len(self.row.starts), len(self.col.starts))
         image, row, col = (torch.randint(n, (count,), generator=generator) for n in axes)
         row, col = row + self.row.starts.start, col + self.col.starts.start
         starts = image * self.images[0].numel() + row * width + col
-        return self.cut(starts.to(self.images.device))
+        return starts.to(self.images.device)
 
 
 class Tree:
@@ -425,13 +425,17 @@ def _nearest(points: Tensor, means: Tensor) -> Tensor:
     """The index of the nearest mean, (n,)."""
     half = -means.square().sum(1) / 2
     step = max(1, BLOCK // len(means))
-    return torch.cat([torch.addmm(half, part, means.T).argmax(1) for part in points.split(step)])
+    return torch.cat([(part @ means.T).add_(half).max(1).indices for part in points.split(step)])
 
 
 def _components(patches: Tensor) -> Tensor:
     """The leading principal components of patches (n, d), (d, r)."""
     covariance = torch.cov(patches.T).view(patches.shape[1], -1)
-    return torch.linalg.eigh(covariance.double())[1].flip(1)[:, :RANK].to(patches)
+    return (
+        torch.linalg.eigh(covariance.to(precise_dtype(patches.device)))[1]
+        .flip(1)[:, :RANK]
+        .to(patches)
+    )
 
 
 def _commonest(images: Tensor) -> float:
