@@ -332,8 +332,9 @@ def mixture_window(pca: PCA, power: float, opening: float) -> Callable[[float], 
     return lambda sigma: masks.soft(pca, sigma, power=power * opening / max(sigma, opening))
 
 
-def _square(images: ImageSet, sides: Callable[[float], int]) -> LocalDenoiser:
-    return LocalDenoiser(images, lambda sigma: masks.square(images.shape, sides(sigma)))
+def _square(images: ImageSet, sides: Callable[[float], int]) -> ELSDenoiser:
+    """LS by box filters: windows that are compared with none elsewhere."""
+    return ELSDenoiser(images, sides, boundary="broken", stride=max(images.shape))
 
 
 def _flex_patches(bench: Bench, sigma: float) -> Tensor:
