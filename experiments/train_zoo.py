@@ -89,8 +89,8 @@ LINEAR_REFINEMENT = replace(
 )
 # What is left then is noise of the gradients, most of it at low sigma: smaller steps, new draws.
 LINEAR_LAST = replace(LINEAR_REFINEMENT, lr=1e-3, log_sigma_mean=-0.2, seed=1)
-# Larger steps after that made it worse; smaller ones on more images a step, and noise levels from end
-# to end, since the highest had hardly been asked for.
+# Larger steps after that made it worse. Smaller ones, on more images a step, and noise levels from
+# end to end, since the highest had hardly been asked for.
 LINEAR_CALM = replace(
     LINEAR_REFINEMENT,
     steps=14_000,
