@@ -1,10 +1,12 @@
 """Measures, for networks of the zoo, which patch sides imitate them at which noise level.
 
-    python experiments/calibrate_sides.py [NAME ...]     (default: unet/fashion-mnist)
+    python experiments/calibrate_sides.py [NAME ...] [--machines ls pspc ...]
+
+(default: unet/fashion-mnist, all machines.)
 
 For each patch machine and each of the paper's ten noise levels: the side whose noise prediction is
 most like the network's, on noised images that neither has seen (`locality.denoisers.sides`). The
-local machines hold the shipped 10,000 training images. The two that compare every place with every
+local machines hold the first 10,000 training images. The two that compare every place with every
 place would take hours on them; boundary-broken ELS holds the first 300, ELS the first 100. The
 result goes beside the network's card, NAME.sides.json, one noise level at a time; run again, it
 goes on where it stopped. The seed fixes the noise.
@@ -12,7 +14,7 @@ goes on where it stopped. The seed fixes the noise.
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,7 +27,8 @@ from locality.schedule import ddpm_sigmas
 from locality.training import write_atomically
 
 QUERIES, SEED = 16, 0
-# 27 and more: of a zero-padded image. 28: of an image's patches. 29: of a torus, all of it.
+# 27 and more: of a zero-padded image. 29: of a torus, all of it. WHOLE: the image's own side.
+WHOLE = 0
 ODD = (1, 3, 5, 7, 9, 11, 13, 15, 19, 23)
 
 
@@ -56,33 +59,39 @@ def broken(images: Tensor, side: int) -> Denoiser:
 
 METHODS = {
     "ls": Method(local, (*ODD, 27, 35, 55)),
-    "pspc": Method(PSPCDenoiser, (*ODD, 28)),
+    "pspc": Method(PSPCDenoiser, (*ODD, WHOLE)),
     "bbels": Method(broken, (*ODD, 27, 35, 55), images=300),
     "els": Method(ELSDenoiser, (1, 3, 5, 7, 9, 13, 19, 29), images=100),
 }
 
 
-def measure(name: str) -> None:
+def measure(name: str, machines: Sequence[str]) -> None:
     """Measure the sides for one network, going on where an earlier run stopped."""
-    path = zoo.ZOO / f"{name}.sides.json"
-    network, train, test = zoo.load(name), load("fashion-mnist"), load("fashion-mnist", "test")
-    about = {"network": name, "sha256": zoo.card(name)["sha256"], "data": train.name, "seed": SEED}
+    path, card = zoo.ZOO / f"{name}.sides.json", zoo.card(name)
+    channels, size, _ = card["shape"]
+    # The first 10,000 images of Fashion-MNIST ship with the package.
+    data = card["data"]["name"].removesuffix("-full")
+    network, options = zoo.load(name), {"size": size, "gray": channels == 1}
+    train, test = load(data, **options), load(data, "test", **options)
+    about = {"network": name, "sha256": card["sha256"], "data": train.name, "seed": SEED}
     earlier = json.loads(path.read_text()) if path.exists() else {}
     methods = earlier.get("methods", {})
     if earlier != about | {"methods": methods}:  # of another network, or measured in another way
         methods = {}
-    for key, method in METHODS.items():
-        setting = {"images": method.images, "queries": QUERIES, "sides": [*method.sides]}
+    for key in machines:
+        method = METHODS[key]
+        sides = [size if side == WHOLE else side for side in method.sides]
+        held = train.images[: method.images]
+        setting = {"images": len(held), "queries": QUERIES, "sides": sides}
         found = methods.get(key, {})
         if {name: found.get(name) for name in setting} != setting:
             found = methods[key] = setting | {"sigmas": [], "best": [], "similarity": []}
-        held = train.images[: method.images]
         for sigma in ddpm_sigmas(10).tolist()[len(found["sigmas"]) :]:
             row = calibrate(
                 network,
                 lambda side, method=method, held=held: method.machine(held, side),
                 test.images[:QUERIES],
-                sides=method.sides,
+                sides=sides,
                 sigmas=[sigma],
                 seed=SEED,
             )
@@ -98,8 +107,10 @@ def main() -> None:
     """Measure the networks named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=["unet/fashion-mnist"])
-    for name in parser.parse_args().names:
-        measure(name)
+    parser.add_argument("--machines", nargs="+", choices=METHODS, default=[*METHODS])
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        measure(name, arguments.machines)
 
 
 if __name__ == "__main__":

@@ -54,12 +54,18 @@ FEW = 300  # images of the machine that compares every patch with every other
 SHOWN = 8  # samples kept with the numbers,
 SHOWABLE = ("fashion-mnist", "fashion-mnist-full", "mnist")  # of sets that may be passed on
 # The paper's thresholds; it has no set called celeba, but faces, CelebA-HQ.
-PAPER_TAU = {"fashion-mnist": 0.005, "mnist": 0.005, "cifar10": 0.05, "celeba": 0.02}
+PAPER_TAU = {
+    "fashion-mnist": 0.005,
+    "mnist": 0.005,
+    "cifar10": 0.05,
+    "celeba": 0.02,
+    "afhq-cat": 0.02,
+}
 TAUS = (0.005, 0.02, 0.05, 0.1)
 CFDM_WIDTHS = (1.0, 2.0, 4.0)
 # The Wiener mixtures, chosen by experiments/tune_mixture.py for each data set, on seeds that are
-# not scored; other sets take Fashion-MNIST's. The window is |R|^power below the noise level
-# `opening`, and wider above.
+# not scored; other sets take those of a kindred one (KINDRED). The window is |R|^power below the
+# noise level `opening`, and wider above.
 MIXTURES = {
     "fashion-mnist": {
         "components": 100,
@@ -123,6 +129,8 @@ PATCHES = {
     },
 }
 PARTNER_BELOW, SOFT_SHARE = 1.0, 0.5
+# Sets for which nothing was chosen, and whose parameters they take: other sets Fashion-MNIST's.
+KINDRED = {"cifar10": "cifar10-gray", "afhq-cat": "celeba"}
 RELEASED_BATCH = 512  # images a batch in the paper's released code
 
 
@@ -255,7 +263,7 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         "wiener-mixture": partial(_mixture, bench),
         "wiener-mixture-soft": lambda: paired(_mixture(bench), made["soft"](), SOFT_SHARE),
         "wiener-mixture-patch": lambda: with_patches(
-            _mixture(bench), images, **PATCHES.get(data, PATCHES["fashion-mnist"])
+            _mixture(bench), images, **chosen(PATCHES, data)
         ),
         "pspc-square": lambda: PSPCDenoiser(
             images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
@@ -327,14 +335,19 @@ def _mixture(bench: Bench) -> WienerMixtureDenoiser:
     return wiener_mixture(bench.train, bench.pca, data=bench.data)
 
 
+def chosen(table: dict[str, dict], data: str) -> dict:
+    """The parameters in MIXTURES or PATCHES that a data set takes."""
+    return dict(table.get(data) or table[KINDRED.get(data, "fashion-mnist")])
+
+
 def wiener_mixture(
     images: ImageSet | Tensor, pca: PCA, *, data: str = "fashion-mnist"
 ) -> WienerMixtureDenoiser:
     """The Wiener mixture of ``images`` with the parameters that were chosen for a data set."""
-    chosen = dict(MIXTURES.get(data, MIXTURES["fashion-mnist"]))
-    window = mixture_window(pca, chosen.pop("power"), chosen.pop("opening"))
-    chosen["rank"] = min(chosen["rank"], len(pca.mean))
-    return WienerMixtureDenoiser.fit(images, pca, window=window, **chosen)
+    fit = chosen(MIXTURES, data)
+    window = mixture_window(pca, fit.pop("power"), fit.pop("opening"))
+    fit["rank"] = min(fit["rank"], len(pca.mean))
+    return WienerMixtureDenoiser.fit(images, pca, window=window, **fit)
 
 
 def mixture_window(pca: PCA, power: float, opening: float) -> Callable[[float], Tensor]:
@@ -342,8 +355,9 @@ def mixture_window(pca: PCA, power: float, opening: float) -> Callable[[float], 
     return lambda sigma: masks.soft(pca, sigma, power=power * opening / max(sigma, opening))
 
 
-def _square(images: ImageSet, sides: Callable[[float], int]) -> LocalDenoiser:
-    return LocalDenoiser(images, lambda sigma: masks.square(images.shape, sides(sigma)))
+def _square(images: ImageSet, sides: Callable[[float], int]) -> ELSDenoiser:
+    """LS by box filters: windows that are compared with none elsewhere."""
+    return ELSDenoiser(images, sides, boundary="broken", stride=max(images.shape))
 
 
 def _flex_patches(bench: Bench, sigma: float) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from locality.data import load
 from locality.denoisers import LocalDenoiser, OptimalDenoiser, WienerDenoiser, masks
+from locality.denoisers.local import Part, Tile
 from locality.denoisers.streaming import SoftmaxState, accumulate, softmax_weights
 from locality.stats import PCA
 
@@ -329,22 +330,20 @@ def test_tiles_hold_every_weight_once(small, small_pca, kind, queries):
         rebuilt = torch.zeros_like(weights)
         tiles = LocalDenoiser(small, masks.full)._tiles(weights, queries)
         for tile in tiles:
-            rebuilt[tile.rows] += tile.fill
-            rebuilt[tile.rows[:, None], tile.cols] += tile.weights
+            for part in tile.parts:
+                rebuilt[part.rows] += tile.base
+                rebuilt[part.rows[:, None], part.cols] += part.weights
         close(rebuilt, weights, 1e-6)
-        rows = torch.cat([tile.rows for tile in tiles])
+        rows = torch.cat([part.rows for tile in tiles for part in tile.parts])
         assert torch.equal(rows.sort().values, torch.arange(196)), "every output pixel, once"
 
 
 def test_tiles_change_nothing_but_the_work(small, small_pca, noised, monkeypatch):
     queries = load("fashion-mnist", "test", n=16, size=14).images
-    tile_type = type(LocalDenoiser(small, masks.full)._tiles(masks.full(small.shape), 16)[0])
 
     def one_tile(self: LocalDenoiser, weights: Tensor, queries: int) -> list:
         everything = torch.arange(len(weights))
-        return [
-            tile_type(everything, everything, weights, torch.zeros(len(weights), 1).to(weights))
-        ]
+        return [Tile(torch.zeros_like(weights[0]), [Part(everything, everything, weights)])]
 
     for sigma in (60.8, 0.01):
         x, tiled, work = noised(queries, sigma), {}, {}
@@ -353,7 +352,7 @@ def test_tiles_change_nothing_but_the_work(small, small_pca, noised, monkeypatch
             denoiser = LocalDenoiser(small, lambda _, mask=mask: mask)
             tiled[kind] = denoiser(x, sigma)
             tiles = denoiser._tiles(mask, len(x))
-            work[kind] = sum(tile.weights.numel() for tile in tiles) / 196**2
+            work[kind] = sum(p.weights.numel() for t in tiles for p in t.parts) / 196**2
         with monkeypatch.context() as patch:
             patch.setattr(LocalDenoiser, "_tiles", one_tile)
             for kind, mask in made.items():

@@ -7,11 +7,13 @@ the data's statistics say); the three share every line of this file.
 Where the time goes: matrix products of the masks with the images. With every pixel counted from
 the mean image, (x - x_k)^2 = x^2 - 2 x x_k + x_k^2; the first term is common to all images and
 cancels, the last is common to all queries. The middle one is a product, for every output pixel m,
-of the queries under its mask with all images. Masks of neighbouring pixels look alike, so it is cut
-into tiles of output pixels, and each tile reads only the input pixels that its masks use, or, where
-they use almost all, only those that they leave out, which are then subtracted from the whole.
+of the queries under its mask with all images. Masks of neighbouring pixels look alike, so the
+product is cut in two levels. A tile of output pixels has a base, what most of its masks hold: its
+product is computed once for all of them. Each small part of the tile adds only the input pixels in
+which one of its masks differs from the base, with a sign: those that it has more, or lacks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
@@ -24,25 +26,35 @@ from torch.nn import functional as F
 from ..data import ImageSet, check_shape
 from ..schedule import check_sigma
 from .base import check_count, precise_dtype, training_images
-from .streaming import SoftmaxState, accumulate, softmax_weights
+from .streaming import LOWEST_LOGIT, SoftmaxState, accumulate
 
-# The cost of a tile in units of one input pixel for one output pixel of one query: of copying one
-# of its inputs, and of handling the tile at all.
-COPY, HANDLING = 20, 3000
+# The cost of a part in units of one input pixel for one output pixel of one query: of copying one
+# of its inputs, and of handling the part at all.
+COPY, HANDLING = 23, 700
 # Rows of logits (output pixels times queries) at a time: a chunk of them should fit in the cache.
-ROWS = 64
+ROWS = 512
 # Images are multiplied in multiples of this many. The last few of an odd number would go through
 # other, less accurate kernels, and an image's logit would depend on its place in the chunk.
 COLUMNS = 64
 
 
-class Tile(NamedTuple):
-    """Output pixels ``rows`` whose masks are ``fill`` plus ``weights`` at the inputs ``cols``."""
+# Logits are in units of log 2: a power of two costs half as much as one of e.
+BITS = 1 / math.log(2)
+
+
+class Part(NamedTuple):
+    """Output pixels ``rows``: what their masks add to their tile's base, at the inputs ``cols``."""
 
     rows: Tensor  # (r,)
     cols: Tensor  # (n,)
     weights: Tensor  # (r, n)
-    fill: Tensor  # (r, 1), 0 where the tile lists what its masks use
+
+
+class Tile(NamedTuple):
+    """Parts that share a base: the masks' weights are ``base`` plus what each part adds."""
+
+    base: Tensor  # (D,), zero where nothing is shared
+    parts: list[Part]
 
 
 class LocalDenoiser:
@@ -118,19 +130,26 @@ class LocalDenoiser:
     def _state(self, x: Tensor, images: Tensor, weights: Tensor, tiles: list[Tile]) -> SoftmaxState:
         dtype, exact = weights.dtype, precise_dtype(x.device)
         # Output pixels in the order of the tiles, so that a tile's are a slice.
-        order = torch.cat([tile.rows for tile in tiles])
+        order = torch.cat([part.rows for tile in tiles for part in tile.parts])
         ordered = weights[order]
-        sizes = [len(tile.rows) for tile in tiles]
+        sizes = [sum(len(part.rows) for part in tile.parts) for tile in tiles]
+        bases = torch.stack([tile.base for tile in tiles])  # (T, D)
+        any_base = bool(bases.any())
 
         def update(query: Tensor, chunk: Tensor) -> SoftmaxState:
             values = (chunk.to(dtype) - self.centre).flatten(1).T
             values = F.pad(values, (0, -len(chunk) % COLUMNS)).contiguous()  # (D, c), padded
-            whole = (2 * query.to(exact) @ values.to(exact)).to(dtype)  # (B, c)
-            squares = (ordered @ values.square()).split(sizes)
-            outputs = values[order, : len(chunk)].split(sizes)
-            parts = zip(tiles, squares, outputs, strict=True)
-            states = [_one_tile(query, values, whole, *part) for part in parts]
-            return SoftmaxState(*(torch.cat(parts, 1) for parts in zip(*states, strict=True)))
+            double = 2 * BITS * query
+            shared = query.new_zeros(len(tiles), len(query), 1)
+            if any_base:
+                shared = (double * bases[:, None]).flatten(0, 1) @ values
+                shared = shared.view(len(tiles), len(query), -1)  # (T, B, c)
+            squares = (BITS * ordered @ values.square()).split(sizes)
+            outputs = values.index_select(0, order)[:, : len(chunk)].split(sizes)
+            together = zip(shared, tiles, squares, outputs, strict=True)
+            states = [_one_tile(double, values, *parts) for parts in together]
+            peak, total, weighted = (torch.cat(part).T for part in zip(*states, strict=True))
+            return SoftmaxState(peak / BITS, total, weighted)
 
         query = (x.to(dtype) - self.centre).flatten(1)
         found = _accumulate(update, query, images.split(self.chunk))
@@ -190,35 +209,36 @@ class LocalDenoiser:
         return mask.to(self.images.device, torch.float32)
 
     def _tiles(self, weights: Tensor, queries: int) -> list[Tile]:
-        """Cut the product with ``weights`` (D, D) into the cheapest set of square tiles."""
-        largest = weights.amax(1, keepdim=True)
-        used, missing = weights != 0, weights != largest
+        """Cut the product with ``weights`` (D, D) into the cheapest set of tiles and parts."""
+        index = torch.arange(len(weights), device=weights.device).view(self.shape)
         best, best_cost = None, float("inf")
-        for side in (14, 7, 4, 2):
-            tiles, cost = [], 0
-            for rows in _square_tiles(self.shape, side):
-                rows = rows.to(weights.device)
-                some, others = used[rows].any(0), missing[rows].any(0)
-                complement = bool(others.sum() < some.sum())
-                cols = (others if complement else some).nonzero()[:, 0]
-                tiles.append((rows, cols, complement))
-                cost += (len(rows) * queries + COPY) * len(cols) + HANDLING
-            if cost < best_cost:
-                best, best_cost = tiles, cost
+        for side, inner in ((14, 14), (7, 7), (4, 4), (4, 2)):
+            blocks = [
+                [part.flatten() for part in _squares(block, inner)]
+                for block in _squares(index, side)
+            ]
+            medians = [weights[torch.cat(parts)].median(0).values for parts in blocks]
+            nothing = torch.zeros_like(weights[0])
+            for bases in ([nothing] * len(blocks), medians):
+                based = any(bool(base.any()) for base in bases)
+                tiles, cost = [], based * len(blocks) * queries * len(weights)
+                for base, parts in zip(bases, blocks, strict=True):
+                    used = [(weights[rows] != base).any(0).nonzero()[:, 0] for rows in parts]
+                    tiles.append((base, list(zip(parts, used, strict=True))))
+                    for rows, cols in tiles[-1][1]:
+                        cost += (len(rows) * queries + COPY) * len(cols) + HANDLING
+                if cost < best_cost:
+                    best, best_cost = tiles, cost
         return [
-            Tile(rows, cols, weights[rows][:, cols] - fill, fill)
-            for rows, cols, complement in best
-            for fill in [largest[rows] * complement]
+            Tile(base, [Part(r, cols, weights[r][:, cols] - base[cols]) for r, cols in parts])
+            for base, parts in best
         ]
 
 
-def _square_tiles(shape: tuple[int, int, int], side: int) -> Iterator[Tensor]:
-    """Flat indices of the pixels, all channels, in each ``side`` x ``side`` tile of the image."""
-    channels, height, width = shape
-    index = torch.arange(channels * height * width).view(shape)
-    for top in range(0, height, side):
-        for left in range(0, width, side):
-            yield index[:, top : top + side, left : left + side].flatten()
+def _squares(index: Tensor, side: int) -> Iterator[Tensor]:
+    """The ``side`` x ``side`` squares of ``index`` (C, H, W), all channels, smaller at its end."""
+    for rows in index.split(side, 1):
+        yield from rows.split(side, 2)
 
 
 def _accumulate(
@@ -246,23 +266,27 @@ def _accumulate(
 
 
 def _one_tile(
-    query: Tensor, values: Tensor, whole: Tensor, tile: Tile, squares: Tensor, outputs: Tensor
+    double: Tensor, values: Tensor, shared: Tensor, tile: Tile, squares: Tensor, outputs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax state (peak, total, weighted), each (B, r), of a tile for one chunk of images.
+    """Softmax state (peak, total, weighted), each (r, B), of a tile for one chunk of images.
 
-    ``query`` (B, D) and ``values`` (D, c) are pixels counted from the centre; ``whole`` (B, c) is
-    twice their product, over all pixels; ``squares`` (r, c) is what the tile's masks sum up of
-    ``values`` squared, and ``outputs`` (r, count) its own pixels of the images, which are the
-    first ``count`` of the c columns.
+    ``double`` (B, D) is twice the queries and ``values`` (D, c) the images, counted from the
+    centre; ``shared`` (B, c) is their product under the tile's base; ``squares`` (r, c) is what the
+    tile's masks sum up of ``values`` squared, and ``outputs`` (r, count) its own pixels of the
+    images, which are the first ``count`` of the c columns.
     """
-    inputs = values.index_select(0, tile.cols)
     states = []
     group = max(1, ROWS // len(squares))
-    for q, full in zip(query.split(group), whole.split(group), strict=True):
-        masked = 2 * q[:, None, tile.cols] * tile.weights  # (b, r, n)
-        rest = (tile.fill * full[:, None]).sub_(squares)  # (b, r, c)
-        logits = torch.addmm(rest.flatten(0, 1), masked.flatten(0, 1), inputs)
-        logits = logits.view_as(rest)[..., : outputs.shape[1]]
-        peak, weights = softmax_weights(logits, dim=2)
-        states.append((peak[..., 0], weights.sum(2), (weights * outputs).sum(2)))
-    return tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+    for q, base in zip(double.split(group), shared.split(group), strict=True):
+        logits = base - squares[:, None]  # (r, b, c)
+        start = 0
+        for rows, cols, weights in tile.parts:
+            masked = q.index_select(1, cols) * weights[:, None]  # (rows, b, n)
+            own = logits[start : start + len(rows)].flatten(0, 1)
+            own.addmm_(masked.flatten(0, 1), values.index_select(0, cols))
+            start += len(rows)
+        logits = logits[..., : outputs.shape[1]]
+        peak = logits.detach().amax(2, keepdim=True)
+        weights = logits.sub_(peak).clamp_(min=LOWEST_LOGIT).exp2_()
+        states.append((peak[..., 0], weights.sum(2), (weights * outputs[:, None]).sum(2)))
+    return tuple(torch.cat(parts, 1) for parts in zip(*states, strict=True))

@@ -28,13 +28,14 @@ from torch import Tensor
 
 from ..data import ImageSet
 from .base import check_count
-from .local import LocalDenoiser, Tile, _square_tiles
+from .local import LocalDenoiser, Part, Tile, _squares
 from .streaming import LOWEST_LOGIT, softmax_weights
 
 # Side of a tile where masks are wide, and where they hold less than SPARSE of the pixels: there
 # smaller tiles are needed, since the masks of neighbours overlap less, and cost less.
 WIDE, NARROW, SPARSE = 7, 4, 0.4
 QUERIES = 8  # handled at a time: memory grows with queries x tiles x training images
+FEWER = 2  # as small a part of the images wanted is drawn where nearly all weigh alike
 NEGLIGIBLE = 1e-3  # share of a tile's weight beyond the images drawn
 SHARE, CONFIDENCE = 0.95, 0.95  # what the bound claims, see denoise_with_bound
 
@@ -57,8 +58,8 @@ class ScreenedLocalDenoiser:
     Args:
         images: (N, C, H, W), or an ImageSet.
         mask: sigma -> (D, D) non-negative weights; see ``masks``.
-        keep: images drawn for every query and tile, up to four times as many where the masks
-            are small. With all N the answer is exact.
+        keep: images drawn for every query and tile, about; half as many where nearly all weigh
+            alike. With all N the answer is exact.
         seed: of the draw, which is the same in every call.
     """
 
@@ -96,7 +97,7 @@ class ScreenedLocalDenoiser:
         drawn = torch.randint(len(weights), (count,), generator=generator)
         pixels = drawn.unique().to(x.device)
         everywhere = torch.arange(len(weights), device=x.device)
-        tile = Tile(pixels, everywhere, weights[pixels], torch.zeros_like(weights[pixels, :1]))
+        tile = Tile(torch.zeros_like(weights[0]), [Part(pixels, everywhere, weights[pixels])])
         exact = self.local._state(x, self.local.images, weights, [tile]).mean()  # (B, P)
         errors = answer.flatten(1)[:, pixels] - exact.to(x.dtype)
         return Screened(answer, estimate, errors.abs().amax(1), pixels, errors)
@@ -105,8 +106,8 @@ class ScreenedLocalDenoiser:
     def _answer(self, x: Tensor, weights: Tensor, *, errors: bool) -> tuple[Tensor, Tensor]:
         """The answer and, if asked for, its standard errors (else zeros); both shaped as ``x``."""
         narrow = (weights != 0).float().mean() < SPARSE
-        tiles = list(_square_tiles(self.local.shape, NARROW if narrow else WIDE))
-        tiles = [rows.to(x.device) for rows in tiles]
+        index = torch.arange(len(weights), device=x.device).view(self.local.shape)
+        tiles = [block.flatten() for block in _squares(index, NARROW if narrow else WIDE)]
         parts = [self._part(part, weights, tiles, errors) for part in x.split(QUERIES)]
         return tuple(torch.cat(found).to(x.dtype).view_as(x) for found in zip(*parts, strict=True))
 
@@ -116,29 +117,30 @@ class ScreenedLocalDenoiser:
         flat, centre = self.local.images.flatten(1), self.local.centre.flatten()
         query = (x.flatten(1) - centre).to(weights)  # (B, D)
         used = [weights[rows].any(0).nonzero()[:, 0] for rows in tiles]
-        widest = max(len(cols) for cols in used)
         logits = self._tile_logits(x.flatten(1), weights, tiles)  # (B, T, N)
-        chosen, p = self._draw(logits, self.keep * min(4, query.shape[1] // widest))
-        u = logits.gather(2, chosen).exp()  # (B, T, k)
-        rest_total, rest_sums = self._rest(logits, chosen, u, p, tiles)
-        drawn_total = (u / p).sum(2)  # (B, T)
+        drawn = self._draw(logits)
+        rest = self._rest(logits, drawn)
         answer, spread = torch.empty_like(query), torch.zeros_like(query)
         for t, (rows, cols) in enumerate(zip(tiles, used, strict=True)):
             mask = weights[rows][:, cols].T  # (n, r)
             for b in range(len(x)):
-                kept = flat.index_select(0, chosen[b, t])  # (k, D)
+                chosen, u, p = drawn[b][t]
+                kept = flat.index_select(0, chosen)  # (k, D)
                 inputs = (kept.index_select(1, cols) - centre[cols]).to(weights)
                 exact = inputs @ (2 * query[b, cols, None] * mask)
-                exact -= inputs.square_() @ mask  # (k, r)
-                _, w = softmax_weights(exact - p[b, t, :, None].log(), dim=0)  # w_k / p_k
-                outputs = kept[:, rows]
+                exact.addmm_(inputs.square_(), mask, alpha=-1)  # (k, r)
+                _, w = softmax_weights(exact - p[:, None].log(), dim=0)  # w_k / p_k
+                outputs, share = kept.index_select(1, rows), u / p
                 # Relative to the peak; c is the ratio of both sums over the images drawn.
-                c = w.sum(0) / drawn_total[b, t]  # (r,)
-                total = w.sum(0) + c * rest_total[b, t]
-                answer[b, rows] = ((w * outputs).sum(0) + c * rest_sums[t][b]) / total
+                c = w.sum(0) / share.sum()  # (r,)
+                total, sums = w.sum(0), (w * outputs).sum(0)
+                if rest is not None:  # what the draw got wrong about u
+                    total = total + c * (rest[0][b, t] - share.sum())
+                    sums = sums + c * (rest[1][b, t, rows] - share @ outputs)
+                answer[b, rows] = sums / total
                 if errors:
-                    wrong = w - c * (u / p)[b, t, :, None]
-                    wrong *= (outputs - answer[b, rows]) * (1 - p[b, t, :, None]).sqrt()
+                    wrong = w - c * share[:, None]
+                    wrong *= (outputs - answer[b, rows]) * (1 - p[:, None]).sqrt()
                     spread[b, rows] = wrong.square().sum(0).sqrt() / total
         return answer, spread
 
@@ -156,41 +158,53 @@ class ScreenedLocalDenoiser:
             torch.sub(cross, means @ chunk.square().T, out=part)
         return logits.sub_(logits.amax(2, keepdim=True))
 
-    def _draw(self, logits: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        """Images (B, T, k) drawn without replacement, and the probability of each to be drawn.
+    def _draw(self, logits: Tensor) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
+        """For every query and tile the images drawn, their u_k, and their probabilities p_k.
 
-        The k largest of log u_k plus Gumbel noise are such a draw; given the largest of the
-        others, image k is among them with probability 1 - exp(-exp(log u_k - largest)) (Kool et
-        al. 2019).
+        Image k is drawn if log u_k plus Gumbel noise exceeds a threshold, which happens with
+        probability 1 - exp(-exp(log u_k - threshold)), whatever happens to the others. So no
+        sorting is needed: the threshold that lets about as many pass as wanted is found on a part
+        of the images, with noise of its own.
         """
-        images = logits.shape[2]
-        if keep >= images:
-            everyone = torch.arange(images, device=logits.device)
-            return everyone.expand_as(logits), logits.new_ones(1).expand_as(logits)
-        generator = torch.Generator().manual_seed(self.seed)
-        gumbel = -torch.empty(images).exponential_(generator=generator).log()
-        score, chosen = (logits + gumbel.to(logits)).topk(keep + 1, dim=2)
-        log_u = logits.gather(2, chosen[..., :-1])
-        return chosen[..., :-1], -torch.expm1(-(log_u - score[..., -1:]).exp())
+        images, generator = logits.shape[2], torch.Generator().manual_seed(self.seed)
+        noise = torch.empty(2, images).exponential_(generator=generator).log().neg().to(logits)
+        if self.keep >= images:
+            threshold = torch.full_like(logits[..., :1], -math.inf)
+        else:
+            stride = max(1, self.keep // 100)
+            sample, many = logits[..., ::stride], self.keep // stride
+            scores = (sample + noise[1, ::stride]).topk(min(many, sample.shape[2]), dim=2).values
+            # About as many images weigh: (sum u)^2 / sum u^2. If these are more than can be drawn,
+            # they weigh nearly alike, and fewer show what all do.
+            u = sample.exp()
+            alike = stride * u.sum(2).square() / u.square().sum(2) > self.keep  # (B, T)
+            few = scores[..., max(1, many // FEWER) - 1]
+            threshold = torch.where(alike, few, scores[..., -1])[..., None]
+        found = []
+        for row, limits in zip(logits, threshold, strict=True):
+            found.append([])
+            for log_u, limit in zip(row, limits, strict=True):
+                chosen = (log_u + noise[0] > limit).nonzero()[:, 0]
+                if not len(chosen):
+                    chosen = log_u.argmax(0, keepdim=True)
+                log_u = log_u[chosen]
+                found[-1].append((chosen, log_u.exp(), -torch.expm1(-(log_u - limit).exp())))
+        return found
 
     def _rest(
-        self, logits: Tensor, chosen: Tensor, u: Tensor, p: Tensor, tiles: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """sum_all u_k f_k - sum_drawn u_k f_k / p_k for f = 1, (B, T), and f = pixels, T x (B, r).
+        self, logits: Tensor, drawn: list[list[tuple[Tensor, Tensor, Tensor]]]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Sums of u_k, (B, T), and of u_k x_k, (B, T, D), over all images; overwrites ``logits``.
 
-        Overwrites ``logits``.
+        None where the images drawn hold nearly all the weight.
         """
         share = logits.clamp_(min=LOWEST_LOGIT).exp_()
-        left = 1 - u.sum(2) / share.sum(2)
-        share.scatter_(2, chosen, u - u / p)
         total = share.sum(2)
-        sums = [share.new_zeros(len(share), len(rows)) for rows in tiles]
-        if bool((left < NEGLIGIBLE).all()):
-            return torch.zeros_like(total), sums
-        order, sizes = torch.cat(tiles), [len(rows) for rows in tiles]
+        held = torch.stack([torch.stack([u.sum() for _, u, _ in row]) for row in drawn])
+        if bool((1 - held / total < NEGLIGIBLE).all()):
+            return None
+        sums = share.new_zeros(*total.shape, self.local.images[0].numel())
         chunks = self.local.images.flatten(1).split(self.local.chunk)
         for chunk, part in zip(chunks, share.split(self.local.chunk, dim=2), strict=True):
-            outputs = chunk.index_select(1, order).split(sizes, dim=1)
-            for t, values in enumerate(outputs):
-                sums[t] += part[:, t] @ values
+            sums += part @ chunk
         return total, sums
