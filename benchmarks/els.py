@@ -31,6 +31,7 @@ from torch import Tensor
 from locality.data import load
 from locality.denoisers import Denoiser, ELSDenoiser, ScreenedELSDenoiser
 from locality.denoisers.sides import KAMB_SIDES, KAMB_SIGMAS, by_noise_level
+from locality.denoisers.subset import audited
 from locality.metrics import r2
 from locality.sampling import ddim, initial_noise
 from locality.schedule import ddpm_sigmas
@@ -39,10 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "els.json"
 SIDES = by_noise_level(KAMB_SIGMAS, KAMB_SIDES["fashion-mnist"])
 BOUNDARY = "broken"
 FEW = 300  # images
-AUDITED = 4  # images,
-PIXELS = (
-    59  # and pixels of each: the largest of so many errors bounds 95 % of all, with 95 % confidence
-)
+AUDITED = 4  # images
 
 
 def timed(denoiser: Denoiser, rows: list[dict]) -> Callable[[Tensor, float], Tensor]:
@@ -67,8 +65,7 @@ def sample(denoiser: Denoiser, noise: Tensor) -> tuple[list, list[dict]]:
 
 def audit(screened: ScreenedELSDenoiser, x: Tensor, sigma: float, answer: Tensor) -> dict:
     """How far ``answer`` is from the exact one, at random pixels of each image."""
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(x[0].numel(), (PIXELS,), generator=generator).unique()
+    pixels = audited(x[0].numel(), seed=1)
     errors = answer.flatten(1)[:, pixels] - screened.at_pixels(x, sigma, pixels)
     bounds = errors.abs().amax(1)  # one an image
     return {

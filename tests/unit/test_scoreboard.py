@@ -238,3 +238,12 @@ def test_the_command_line_fills_and_resumes(folder, tmp_path, capsys):
     assert f"{output} holds 2 results" in printed
     assert main(["score", "nothing", "--output", str(output)]) == 1
     assert "no network 'unet/nothing'" in capsys.readouterr().err
+
+
+def test_a_set_without_parameters_takes_those_of_a_kindred_one():
+    for table in (scoreboard.MIXTURES, scoreboard.PATCHES):
+        assert scoreboard.chosen(table, "afhq-cat") == table["celeba"]
+        assert scoreboard.chosen(table, "mnist") == table["mnist"]
+        assert scoreboard.chosen(table, "olivetti") == table["fashion-mnist"]
+        scoreboard.chosen(table, "mnist").clear()  # a copy
+        assert table["mnist"]

@@ -36,9 +36,7 @@ ROWS = 512
 # Images are multiplied in multiples of this many. The last few of an odd number would go through
 # other, less accurate kernels, and an image's logit would depend on its place in the chunk.
 COLUMNS = 64
-
-
-# Logits are in units of log 2: a power of two costs half as much as one of e.
+# Logits are in units of log 2: a power of two takes less time than one of e.
 BITS = 1 / math.log(2)
 
 

@@ -32,7 +32,7 @@ from ..schedule import check_sigma
 from .base import check_count, keep_freed_memory, precise_dtype
 from .patches import NOTHING_SEEN, ELSDenoiser
 from .streaming import SoftmaxState, softmax_weights
-from .subset import CONFIDENCE, SHARE, Screened
+from .subset import Screened, audited
 
 RANK, COMPARED = 24, 10_000  # principal components of so many patches, which are sorted in them
 CELL, BRANCHES = 300, 64  # patches in a cell, if that takes at most so many branches at each level
@@ -95,9 +95,7 @@ class ScreenedELSDenoiser:
         The exact answer at 59 random pixels takes longer than the approximate one everywhere.
         """
         answer, estimate = self._answer(x, sigma)
-        count = math.ceil(math.log(1 - CONFIDENCE) / math.log(SHARE))
-        generator = torch.Generator().manual_seed(self.seed)
-        pixels = torch.randint(x[0].numel(), (count,), generator=generator).unique().to(x.device)
+        pixels = audited(x[0].numel(), seed=self.seed).to(x.device)
         exact = self.at_pixels(x, sigma, pixels)
         errors = answer.flatten(1)[:, pixels] - exact
         return Screened(answer, estimate, errors.abs().amax(1), pixels, errors)
