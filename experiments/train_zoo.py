@@ -64,9 +64,10 @@ FASHION_W = {"name": "fashion-mnist-full", "shape": "W"}
 CELEBA = {"name": "celeba", "size": 32}
 CIFAR = {"name": "cifar10"}
 CIFAR_GRAY = {"name": "cifar10", "gray": True}
+CIFAR_GRAY_W = {**CIFAR_GRAY, "shape": "W"}
 CATS = {"name": "afhq-cat", "size": 32}
 UNET, DIT = architecture("unet", (1, 28, 28)), architecture("dit", (1, 28, 28))
-UNET_RGB = architecture("unet", (3, 32, 32))
+UNET_RGB, DIT_RGB = architecture("unet", (3, 32, 32)), architecture("dit", (3, 32, 32))
 LINEAR = architecture("linear", (1, 28, 28))
 SHORT = TrainConfig(steps=4000, bf16=True)
 # bfloat16 rounds the image away some of the noise of sigma = 0.01, and is slow on a CPU without
@@ -84,18 +85,14 @@ LINEAR_TRAINING = TrainConfig(
     log_sigma_mean=-0.4,
     log_sigma_std=1.6,
 )
-LINEAR_REFINEMENT = replace(
-    LINEAR_TRAINING, steps=30_000, lr=1.5e-3, ema=0.9998, log_sigma_mean=0.2, log_sigma_std=1.9
-)
-# What is left then is noise of the gradients, most of it at low sigma: smaller steps, new draws.
-LINEAR_LAST = replace(LINEAR_REFINEMENT, lr=1e-3, log_sigma_mean=-0.2, seed=1)
-# Larger steps after that made it worse. Smaller ones, on more images a step, and noise levels from
-# end to end, since the highest had hardly been asked for.
+# What is left then is noise of the gradients: smaller steps, on more images each, averaged for
+# longer, and noise levels from end to end.
 LINEAR_CALM = replace(
-    LINEAR_REFINEMENT,
+    LINEAR_TRAINING,
     steps=14_000,
     batch=512,
     lr=4e-4,
+    ema=0.9998,
     log_sigma_mean=-0.2,
     log_sigma_std=2.2,
     seed=2,
@@ -114,13 +111,15 @@ CELEBA_REFINEMENT = TrainConfig(
 )
 # After it the highest noise levels are the worst ones.
 CELEBA_LAST = replace(CELEBA_REFINEMENT, lr=5e-4, log_sigma_mean=1.5, log_sigma_std=2.2, seed=2)
+LINEAR_FLIP = replace(LINEAR_TRAINING, flip=True)
+LINEAR_FLIP_CALM = replace(LINEAR_CALM, flip=True)
 RECIPES = {
     "unet/fashion-mnist": Recipe(FASHION, UNET, SHORT),
     "linear/fashion-mnist": Recipe(
         FASHION,
         LINEAR,
         LINEAR_TRAINING,
-        (LINEAR_REFINEMENT, LINEAR_LAST, LINEAR_CALM),
+        (LINEAR_CALM,),
     ),
     "dit/fashion-mnist": Recipe(FASHION, DIT, SHORT),
     "unet/celeba": Recipe(
@@ -136,10 +135,22 @@ RECIPES = {
     "unet/mnist": Recipe({"name": "mnist"}, UNET, EXACT),
     "unet/afhq-cat": Recipe(CATS, UNET_RGB, EXACT_FLIP),
     "unet/cifar10": Recipe(CIFAR, UNET_RGB, EXACT_FLIP),
+    "unet/cifar10-gray-w": Recipe(CIFAR_GRAY_W, UNET, EXACT_FLIP),
+    "dit/celeba": Recipe(CELEBA, DIT_RGB, replace(EXACT_FLIP, steps=2400)),
+    "linear/celeba": Recipe(
+        CELEBA, architecture("linear", (3, 32, 32)), LINEAR_FLIP, (LINEAR_FLIP_CALM,)
+    ),
+    "linear/cifar10-gray": Recipe(
+        CIFAR_GRAY, architecture("linear", (1, 32, 32)), LINEAR_FLIP, (LINEAR_FLIP_CALM,)
+    ),
     "unet/fashion-mnist-even": Recipe({**FASHION, "part": (0, None, 2)}, UNET, EXACT),
     "unet/fashion-mnist-odd": Recipe({**FASHION, "part": (1, None, 2)}, UNET, EXACT),
 }
-CLASSIFIER = "classifier/fashion-mnist"
+CLASSIFIERS = {
+    "classifier/fashion-mnist": FASHION,
+    "classifier/mnist": {"name": "mnist"},
+    "classifier/cifar10-gray": CIFAR_GRAY,
+}
 
 
 def images_of(data: dict, split: str, *, n: int | None = None) -> Tensor:
@@ -250,10 +261,11 @@ def train_denoiser(name: str, device: str, *, refined: int) -> None:
         print(f"  sigma {sigma:6.3f}: network {losses[0]:.5f}, Wiener {losses[1]:.5f}")
 
 
-def train_classifier(device: str) -> None:
-    """Train the Fashion-MNIST classifier and add it to the zoo."""
+def train_classifier(name: str, device: str) -> None:
+    """Train one of CLASSIFIERS and add it to the zoo."""
+    data = CLASSIFIERS[name]
     config = {"epochs": 5, "batch": 128, "lr": 2e-3, "seed": 0}
-    train_set, test_set = load("fashion-mnist-full"), load("fashion-mnist-full", "test")
+    train_set, test_set = load(**data), load(**data, split="test")
     torch.manual_seed(config["seed"])
     model = Classifier(1).to(device)
     steps = config["epochs"] * (len(train_set) // config["batch"])
@@ -268,29 +280,29 @@ def train_classifier(device: str) -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
-        print(f"{CLASSIFIER} epoch {epoch + 1}/{config['epochs']}: loss {loss:.3f}", flush=True)
+        print(f"{name} epoch {epoch + 1}/{config['epochs']}: loss {loss:.3f}", flush=True)
     about = {
-        "name": CLASSIFIER,
-        "network": architecture("classifier", (1, 28, 28)),
-        "shape": (1, 28, 28),
-        "data": {**FASHION, "images": len(train_set), "sha256": digest(train_set.images)},
+        "name": name,
+        "network": architecture("classifier", train_set.shape),
+        "shape": train_set.shape,
+        "data": {**data, "images": len(train_set), "sha256": digest(train_set.images)},
         "training": config,
     }
-    zoo.save(CLASSIFIER, model, about)
-    stored = zoo.load(CLASSIFIER)
+    zoo.save(name, model, about)
+    stored = zoo.load(name)
     hits = [
         (stored(images).argmax(1) == labels).float()
         for images, labels in zip(test_set.images.split(500), test_set.labels.split(500))
     ]
     about["test_accuracy"] = torch.cat(hits).mean().item()
-    zoo.save(CLASSIFIER, model, about)
-    print(f"{CLASSIFIER}: test accuracy {about['test_accuracy']:.3f}")
+    zoo.save(name, model, about)
+    print(f"{name}: test accuracy {about['test_accuracy']:.3f}")
 
 
 def main() -> None:
     """Train the networks named on the command line, skipping those the zoo holds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    everything = [CLASSIFIER, *RECIPES]
+    everything = [*CLASSIFIERS, *RECIPES]
     parser.add_argument("names", nargs="*", metavar="NAME", default=everything)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
@@ -300,9 +312,9 @@ def main() -> None:
         parser.error(f"unknown names {sorted(unknown)}, expected some of {', '.join(everything)}")
     torch.set_num_threads(arguments.threads)
     for name in arguments.names:
-        if name == CLASSIFIER:
+        if name in CLASSIFIERS:
             if name not in zoo.names():
-                train_classifier(arguments.device)
+                train_classifier(name, arguments.device)
             continue
         if name not in zoo.names():
             train_denoiser(name, arguments.device, refined=0)

@@ -31,9 +31,10 @@ from .base import check_count
 from .local import LocalDenoiser, Part, Tile, _squares
 from .streaming import LOWEST_LOGIT, softmax_weights
 
-# Side of a tile where masks are wide, and where they hold less than SPARSE of the pixels: there
-# smaller tiles are needed, since the masks of neighbours overlap less, and cost less.
-WIDE, NARROW, SPARSE = 7, 4, 0.4
+# The whole image is one tile where masks hold more than WIDE of it: all are much alike. Else tiles
+# have SIDE x SIDE pixels; or a quarter of the image's where masks hold under TINY: images near at
+# so few pixels are found in any large enough sample.
+WIDE, TINY, SIDE = 0.4, 0.05, 4
 QUERIES = 8  # handled at a time: memory grows with queries x tiles x training images
 FEWER = 2  # as small a part of the images wanted is drawn where nearly all weigh alike
 NEGLIGIBLE = 1e-3  # share of a tile's weight beyond the images drawn
@@ -58,8 +59,8 @@ class ScreenedLocalDenoiser:
     Args:
         images: (N, C, H, W), or an ImageSet.
         mask: sigma -> (D, D) non-negative weights; see ``masks``.
-        keep: images drawn for every query and tile, about; half as many where nearly all weigh
-            alike. With all N the answer is exact.
+        keep: images drawn for every query and tile, about; twice as many where the image is one
+            tile, and half of that where nearly all weigh alike. With all N the answer is exact.
         seed: of the draw, which is the same in every call.
     """
 
@@ -102,9 +103,12 @@ class ScreenedLocalDenoiser:
     @torch.no_grad()
     def _answer(self, x: Tensor, weights: Tensor, *, errors: bool) -> tuple[Tensor, Tensor]:
         """The answer and, if asked for, its standard errors (else zeros); both shaped as ``x``."""
-        narrow = (weights != 0).float().mean() < SPARSE
         index = torch.arange(len(weights), device=x.device).view(self.local.shape)
-        tiles = [block.flatten() for block in _squares(index, NARROW if narrow else WIDE)]
+        held = (weights != 0).float().mean()
+        side = max(self.local.shape)
+        if held < WIDE:
+            side = SIDE if held > TINY else max(SIDE, side // 2)
+        tiles = [block.flatten() for block in _squares(index, side)]
         parts = [self._part(part, weights, tiles, errors) for part in x.split(QUERIES)]
         return tuple(torch.cat(found).to(x.dtype).view_as(x) for found in zip(*parts, strict=True))
 
@@ -114,14 +118,14 @@ class ScreenedLocalDenoiser:
         flat, centre = self.local.images.flatten(1), self.local.centre.flatten()
         query = (x.flatten(1) - centre).to(weights)  # (B, D)
         used = [weights[rows].any(0).nonzero()[:, 0] for rows in tiles]
-        logits = self._tile_logits(x.flatten(1), weights, tiles)  # (B, T, N)
+        logits = self._tile_logits(x.flatten(1), weights, tiles)  # (T, B, N)
         drawn = self._draw(logits)
-        rest = self._rest(logits, drawn)
+        rest = self._rest(logits, tiles, drawn)
         answer, spread = torch.empty_like(query), torch.zeros_like(query)
         for t, (rows, cols) in enumerate(zip(tiles, used, strict=True)):
             mask = weights[rows][:, cols].T  # (n, r)
             for b in range(len(x)):
-                chosen, u, p = drawn[b][t]
+                chosen, u, p = drawn[t][b]
                 kept = flat.index_select(0, chosen)  # (k, D)
                 inputs = (kept.index_select(1, cols) - centre[cols]).to(weights)
                 exact = inputs @ (2 * query[b, cols, None] * mask)
@@ -132,8 +136,8 @@ class ScreenedLocalDenoiser:
                 c = w.sum(0) / share.sum()  # (r,)
                 total, sums = w.sum(0), (w * outputs).sum(0)
                 if rest is not None:  # what the draw got wrong about u
-                    total = total + c * (rest[0][b, t] - share.sum())
-                    sums = sums + c * (rest[1][b, t, rows] - share @ outputs)
+                    total = total + c * (rest[0][t, b] - share.sum())
+                    sums = sums + c * (rest[1][t][b] - share @ outputs)
                 answer[b, rows] = sums / total
                 if errors:
                     wrong = w - c * share[:, None]
@@ -142,21 +146,21 @@ class ScreenedLocalDenoiser:
         return answer, spread
 
     def _tile_logits(self, query: Tensor, weights: Tensor, tiles: list[Tensor]) -> Tensor:
-        """log u_k, (B, T, N), the largest 0: every image's logit under every tile's mean mask.
+        """log u_k, (T, B, N), the largest 0: every image's logit under every tile's mean mask.
 
         In float32 at any noise: they only say which images are drawn, and how likely.
         """
         means = torch.stack([weights[rows].mean(0) for rows in tiles]).float()  # (T, D)
-        masked = (2 * query[:, None] * means).flatten(0, 1)  # (B T, D)
-        logits = query.new_empty(len(query), len(means), len(self.local.images))
+        masked = (2 * query * means[:, None]).flatten(0, 1)  # (T B, D)
+        logits = query.new_empty(len(means), len(query), len(self.local.images))
         chunks = self.local.images.flatten(1).split(self.local.chunk)
         for chunk, part in zip(chunks, logits.split(self.local.chunk, dim=2), strict=True):
             cross = (masked @ chunk.T).view_as(part)
-            torch.sub(cross, means @ chunk.square().T, out=part)
+            torch.sub(cross, (means @ chunk.square().T)[:, None], out=part)
         return logits.sub_(logits.amax(2, keepdim=True))
 
     def _draw(self, logits: Tensor) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
-        """For every query and tile the images drawn, their u_k, and their probabilities p_k.
+        """For every tile and query the images drawn, their u_k, and their probabilities p_k.
 
         Image k is drawn if log u_k plus Gumbel noise exceeds a threshold, which happens with
         probability 1 - exp(-exp(log u_k - threshold)), whatever happens to the others. So no
@@ -165,16 +169,17 @@ class ScreenedLocalDenoiser:
         """
         images, generator = logits.shape[2], torch.Generator().manual_seed(self.seed)
         noise = torch.empty(2, images).exponential_(generator=generator).log().neg().to(logits)
-        if self.keep >= images:
+        keep = self.keep if len(logits) > 1 else 2 * self.keep
+        if keep >= images:
             threshold = torch.full_like(logits[..., :1], -math.inf)
         else:
-            stride = max(1, self.keep // 100)
-            sample, many = logits[..., ::stride], self.keep // stride
+            stride = max(1, keep // 100)
+            sample, many = logits[..., ::stride], keep // stride
             scores = (sample + noise[1, ::stride]).topk(min(many, sample.shape[2]), dim=2).values
             # About as many images weigh: (sum u)^2 / sum u^2. If these are more than can be drawn,
             # they weigh nearly alike, and fewer show what all do.
             u = sample.exp()
-            alike = stride * u.sum(2).square() / u.square().sum(2) > self.keep  # (B, T)
+            alike = stride * u.sum(2).square() / u.square().sum(2) > keep  # (T, B)
             few = scores[..., max(1, many // FEWER) - 1]
             threshold = torch.where(alike, few, scores[..., -1])[..., None]
         found = []
@@ -189,21 +194,26 @@ class ScreenedLocalDenoiser:
         return found
 
     def _rest(
-        self, logits: Tensor, drawn: list[list[tuple[Tensor, Tensor, Tensor]]]
-    ) -> tuple[Tensor, Tensor] | None:
-        """Sums of u_k, (B, T), and of u_k x_k, (B, T, D), over all images; overwrites ``logits``.
+        self, logits: Tensor, tiles: list[Tensor], drawn: list[list[tuple[Tensor, Tensor, Tensor]]]
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        """Over all images: sums of u_k, (T, B), and of u_k x_k at a tile's pixels, (B, r) each.
 
-        None where the images drawn hold nearly all the weight.
+        None where the images drawn hold nearly all the weight. Overwrites ``logits``.
         """
         share = logits.clamp_(min=LOWEST_LOGIT).exp_()
         total = share.sum(2)
         held = torch.stack([torch.stack([u.sum() for _, u, _ in row]) for row in drawn])
         if bool((1 - held / total < NEGLIGIBLE).all()):
             return None
-        sums = share.new_zeros(*total.shape, self.local.images[0].numel())
+        sums = [share.new_zeros(share.shape[1], len(rows)) for rows in tiles]
         chunks = self.local.images.flatten(1).split(self.local.chunk)
         for chunk, part in zip(chunks, share.split(self.local.chunk, dim=2), strict=True):
-            sums += part @ chunk
+            if len(tiles) == 1:
+                sums[0] += part[0] @ chunk
+                continue
+            columns = chunk.T.contiguous()
+            for found, rows, of_tile in zip(sums, tiles, part, strict=True):
+                found += of_tile @ columns.index_select(0, rows).T
         return total, sums
 
 
