@@ -97,8 +97,8 @@ LINEAR_CALM = replace(
     log_sigma_std=2.2,
     seed=2,
 )
-# CelebA's first training sees little of sigma = 0.01 and stays worse than the Wiener filter there.
-CELEBA_REFINEMENT = TrainConfig(
+# In colour the first training sees little of sigma = 0.01, and may stay worse than the Wiener filter.
+LOW_NOISE = TrainConfig(
     steps=800,
     lr=1e-3,
     warmup=50,
@@ -110,9 +110,8 @@ CELEBA_REFINEMENT = TrainConfig(
     seed=1,
 )
 # After it the highest noise levels are the worst ones.
-CELEBA_LAST = replace(CELEBA_REFINEMENT, lr=5e-4, log_sigma_mean=1.5, log_sigma_std=2.2, seed=2)
-LINEAR_FLIP = replace(LINEAR_TRAINING, flip=True)
-LINEAR_FLIP_CALM = replace(LINEAR_CALM, flip=True)
+CELEBA_LAST = replace(LOW_NOISE, lr=5e-4, log_sigma_mean=1.5, log_sigma_std=2.2, seed=2)
+LINEAR_FLIP = replace(LINEAR_TRAINING, steps=16_000, flip=True)
 RECIPES = {
     "unet/fashion-mnist": Recipe(FASHION, UNET, SHORT),
     "linear/fashion-mnist": Recipe(
@@ -126,7 +125,7 @@ RECIPES = {
         CELEBA,
         UNET_RGB,
         TrainConfig(steps=3000, bf16=True, flip=True),
-        (CELEBA_REFINEMENT, CELEBA_LAST),
+        (LOW_NOISE, CELEBA_LAST),
     ),
     "unet/fashion-mnist-w": Recipe(FASHION_W, UNET, EXACT),
     "dit/fashion-mnist-w": Recipe(FASHION_W, DIT, EXACT),
@@ -134,22 +133,19 @@ RECIPES = {
     "dit/cifar10-gray": Recipe(CIFAR_GRAY, DIT, replace(EXACT_FLIP, steps=2400)),
     "unet/mnist": Recipe({"name": "mnist"}, UNET, EXACT),
     "unet/afhq-cat": Recipe(CATS, UNET_RGB, EXACT_FLIP),
-    "unet/cifar10": Recipe(CIFAR, UNET_RGB, EXACT_FLIP),
+    "unet/cifar10": Recipe(CIFAR, UNET_RGB, EXACT_FLIP, (LOW_NOISE,)),
     "unet/cifar10-gray-w": Recipe(CIFAR_GRAY_W, UNET, EXACT_FLIP),
     "dit/celeba": Recipe(CELEBA, DIT_RGB, replace(EXACT_FLIP, steps=2400)),
-    "linear/celeba": Recipe(
-        CELEBA, architecture("linear", (3, 32, 32)), LINEAR_FLIP, (LINEAR_FLIP_CALM,)
-    ),
-    "linear/cifar10-gray": Recipe(
-        CIFAR_GRAY, architecture("linear", (1, 32, 32)), LINEAR_FLIP, (LINEAR_FLIP_CALM,)
-    ),
+    "linear/celeba": Recipe(CELEBA, architecture("linear", (3, 32, 32)), LINEAR_FLIP),
+    "linear/cifar10-gray": Recipe(CIFAR_GRAY, architecture("linear", (1, 32, 32)), LINEAR_FLIP),
     "unet/fashion-mnist-even": Recipe({**FASHION, "part": (0, None, 2)}, UNET, EXACT),
     "unet/fashion-mnist-odd": Recipe({**FASHION, "part": (1, None, 2)}, UNET, EXACT),
 }
+# Data and epochs. CIFAR-10's objects are harder than digits and clothes, and its images fewer.
 CLASSIFIERS = {
-    "classifier/fashion-mnist": FASHION,
-    "classifier/mnist": {"name": "mnist"},
-    "classifier/cifar10-gray": CIFAR_GRAY,
+    "classifier/fashion-mnist": (FASHION, 5),
+    "classifier/mnist": ({"name": "mnist"}, 5),
+    "classifier/cifar10-gray": (CIFAR_GRAY, 15),
 }
 
 
@@ -263,8 +259,8 @@ def train_denoiser(name: str, device: str, *, refined: int) -> None:
 
 def train_classifier(name: str, device: str) -> None:
     """Train one of CLASSIFIERS and add it to the zoo."""
-    data = CLASSIFIERS[name]
-    config = {"epochs": 5, "batch": 128, "lr": 2e-3, "seed": 0}
+    data, epochs = CLASSIFIERS[name]
+    config = {"epochs": epochs, "batch": 128, "lr": 2e-3, "seed": 0}
     train_set, test_set = load(**data), load(**data, split="test")
     torch.manual_seed(config["seed"])
     model = Classifier(1).to(device)

@@ -1,11 +1,11 @@
 """The local denoiser, screened: every image is looked at once a tile, a few hundred once a pixel.
 
-Neighbouring pixels have much the same mask, so the image is cut into tiles, and a tile's *mean*
-mask gives every training image a weight u_k there, for a fraction of the cost of one for every
-pixel. Then images are drawn, each with a probability that grows with u_k: at low noise the draw is
-that of the nearest images; at high noise, where nearly all images count alike, it is a sample of
-all. Only for those drawn are the pixels' own weights w_k computed. The softmax's sums over all
-images are estimated as
+Neighbouring pixels have much the same mask, and at high noise all pixels have. So the image is cut
+into tiles, or is one tile, and a tile's *mean* mask gives every training image a weight u_k there,
+for a fraction of the cost of one for every pixel. Then images are drawn, each with a probability
+that grows with u_k: at low noise the draw is that of the nearest images; at high noise, where
+nearly all images count alike, it is a sample of all. Only for those drawn are the pixels' own
+weights w_k computed. The softmax's sums over all images are estimated as
 
     sum_k w_k f_k  ~  sum_drawn w_k f_k / p_k  +  c (sum_all u_k f_k - sum_drawn u_k f_k / p_k)
 
