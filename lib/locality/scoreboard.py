@@ -63,6 +63,7 @@ PAPER_TAU = {
 }
 TAUS = (0.005, 0.02, 0.05, 0.1)
 CFDM_WIDTHS = (1.0, 2.0, 4.0)
+GUIDANCE = (0.4, 1.0)
 # The Wiener mixtures, chosen by experiments/tune_mixture.py for each data set, on seeds that are
 # not scored; other sets take those of a kindred one (KINDRED). The window is |R|^power below the
 # noise level `opening`, and wider above.
@@ -270,6 +271,10 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         ),
         "pspc-flex": lambda: PSPCDenoiser(images, cache(partial(_flex_patches, bench))),
     }
+    for weight in GUIDANCE:
+        made[f"wiener-mixture-patch-guided-{weight:g}"] = lambda weight=weight: guided(
+            made["wiener-mixture-patch"](), made["wiener"](), weight
+        )
     for width in CFDM_WIDTHS:
         made[f"sigma-cfdm-{width:g}"] = partial(SmoothedDenoiser, OptimalDenoiser(images), width)
     for tau in TAUS:
@@ -318,6 +323,14 @@ def paired(mixture: Denoiser, partner: Denoiser, share: float) -> Denoiser:
         return (1 - share) * mixture(x, sigma) + share * partner(x, sigma)
 
     return denoise
+
+
+def guided(denoiser: Denoiser, weaker: Denoiser, weight: float) -> Denoiser:
+    """``denoiser``, and ``weight`` times what sets it apart from a ``weaker`` one: sharper.
+
+    Karras et al. (2024) guide a network away from a bad version of itself in this way.
+    """
+    return lambda x, sigma: (1 + weight) * denoiser(x, sigma) - weight * weaker(x, sigma)
 
 
 def with_patches(

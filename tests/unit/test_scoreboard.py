@@ -124,6 +124,12 @@ def test_a_partner_helps_the_mixture_at_low_noise_only():
     assert (denoise(x, 0.5) == 0.5 * (0.75 - 0.25)).all()
 
 
+def test_guidance_goes_on_from_the_weaker_denoiser_past_the_better_one():
+    denoise = scoreboard.guided(lambda x, s: 3 * x + s, lambda x, s: x - s, 0.5)
+    x = torch.ones(2, 1, 4, 4)  # the better one says 5, the weaker one -1
+    assert torch.equal(denoise(x, 2.0), torch.full_like(x, 5 + 0.5 * 6))
+
+
 @pytest.mark.parametrize("data", sorted(scoreboard.MIXTURES))
 def test_the_mixtures_are_those_that_were_chosen_on_other_seeds(data):
     found = json.loads((ROOT / f"experiments/results/mixture-{data}.json").read_text())

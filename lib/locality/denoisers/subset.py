@@ -117,7 +117,10 @@ class ScreenedLocalDenoiser:
     ) -> tuple[Tensor, Tensor]:
         flat, centre = self.local.images.flatten(1), self.local.centre.flatten()
         query = (x.flatten(1) - centre).to(weights)  # (B, D)
-        used = [weights[rows].any(0).nonzero()[:, 0] for rows in tiles]
+        if len(tiles) == 1:
+            used = tiles  # all pixels: copying some of the columns would take longer
+        else:
+            used = [weights[rows].any(0).nonzero()[:, 0] for rows in tiles]
         logits = self._tile_logits(x.flatten(1), weights, tiles)  # (T, B, N)
         drawn = self._draw(logits)
         rest = self._rest(logits, tiles, drawn)
@@ -127,11 +130,15 @@ class ScreenedLocalDenoiser:
             for b in range(len(x)):
                 chosen, u, p = drawn[t][b]
                 kept = flat.index_select(0, chosen)  # (k, D)
-                inputs = (kept.index_select(1, cols) - centre[cols]).to(weights)
+                if len(tiles) == 1:
+                    inputs, outputs = kept, kept
+                else:
+                    inputs, outputs = (kept.index_select(1, at) for at in (cols, rows))
+                inputs = (inputs - centre[cols]).to(weights)
                 exact = inputs @ (2 * query[b, cols, None] * mask)
                 exact.addmm_(inputs.square_(), mask, alpha=-1)  # (k, r)
                 _, w = softmax_weights(exact - p[:, None].log(), dim=0)  # w_k / p_k
-                outputs, share = kept.index_select(1, rows), u / p
+                share = u / p
                 # Relative to the peak; c is the ratio of both sums over the images drawn.
                 c = w.sum(0) / share.sum()  # (r,)
                 total, sums = w.sum(0), (w * outputs).sum(0)
