@@ -314,11 +314,13 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
     return made
 
 
-def paired(mixture: Denoiser, partner: Denoiser, share: float) -> Denoiser:
-    """``mixture``, and below PARTNER_BELOW a ``share`` of ``partner`` in its answer."""
+def paired(
+    mixture: Denoiser, partner: Denoiser, share: float, *, below: float = PARTNER_BELOW
+) -> Denoiser:
+    """``mixture``, and at noise levels ``below`` a ``share`` of ``partner`` in its answer."""
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        if sigma >= PARTNER_BELOW:
+        if sigma >= below:
             return mixture(x, sigma)
         return (1 - share) * mixture(x, sigma) + share * partner(x, sigma)
 

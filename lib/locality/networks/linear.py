@@ -46,10 +46,6 @@ class LinearDenoiser(nn.Module):
         for layer in (self.gains, self.bias, self.scale):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        # Gains that begin alike would all grow towards the directions of most variance, and V would
-        # lose the others, for which s alone would be left. Begun apart, they share them out.
-        with torch.no_grad():
-            self.gains.bias.copy_(torch.linspace(-1, 1, rank))
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         """(B, C, H, W) and (B,) to (B, C, H, W)."""
