@@ -70,6 +70,26 @@ def bootstrap_interval(
     return low.item(), high.item()
 
 
+def share_removed(ours: Tensor, theirs: Tensor) -> tuple[float, float, float]:
+    """Share of what a rival leaves unexplained that a method removes: 1 - (1 - r2) / (1 - r2').
+
+    Args:
+        ours, theirs: r2 of the method and of its rival on the same seeds, (n,) each; of the longer
+            one the first n count.
+
+    Returns:
+        The share, of the mean unexplained variances, and the ends of its 95 % bootstrap interval.
+    """
+    count = min(len(ours), len(theirs))
+    left, right = (1 - torch.as_tensor(r)[:count].double() for r in (ours, theirs))
+
+    def share(seeds: Tensor) -> Tensor:
+        return 1 - left[seeds.long()].mean(-1) / right[seeds.long()].mean(-1)
+
+    seeds = torch.arange(count)
+    return share(seeds).item(), *bootstrap_interval(seeds, statistic=share)
+
+
 def nearest_images(
     x: Tensor, images: ImageSet | Tensor, *, k: int = 2, chunk: int = 1024
 ) -> tuple[Tensor, Tensor]:

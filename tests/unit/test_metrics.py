@@ -7,7 +7,15 @@ import torch
 from sklearn.metrics import mean_squared_error, r2_score
 from sklearn.neighbors import NearestNeighbors
 
-from locality.metrics import bootstrap_interval, copy_ratio, mse, nearest_images, pearson, r2
+from locality.metrics import (
+    bootstrap_interval,
+    copy_ratio,
+    mse,
+    nearest_images,
+    pearson,
+    r2,
+    share_removed,
+)
 
 
 @pytest.fixture
@@ -170,3 +178,16 @@ def test_searches_that_cannot_be_made_are_refused(fashion, tiny):
         nearest_images(fashion.images[:2], tiny)
     with pytest.raises(ValueError, match="NaN or infinite"):
         copy_ratio(torch.full((2, 1, 6, 6), float("nan")), tiny)
+
+
+def test_the_share_removed_is_that_of_the_means_and_seeds_stay_paired():
+    rng = np.random.default_rng(0)
+    theirs = 1 - rng.uniform(0.1, 2, 40)  # hard seeds and easy ones
+    ours = torch.tensor(1 - 0.7 * (1 - theirs))  # on every seed 30 % less
+    share, low, high = share_removed(ours, torch.tensor(theirs))
+    assert (share, low, high) == pytest.approx((0.3, 0.3, 0.3))
+    assert share_removed(torch.cat([ours, torch.zeros(5)]), torch.tensor(theirs))[0] == share
+    noisy = ours + torch.tensor(rng.normal(0, 0.1, 40))
+    share, low, high = share_removed(noisy, torch.tensor(theirs))
+    assert share == pytest.approx(1 - (1 - noisy).mean().item() / (1 - theirs).mean())
+    assert low < share < high and high - low > 0.02
