@@ -23,12 +23,12 @@ from locality import scoreboard, zoo
 from locality.denoisers import Denoiser
 from locality.metrics import frechet_distance, r2
 from locality.sampling import ddim
-from locality.scoreboard import Bench, guided, paired
+from locality.scoreboard import SHARP_BELOW, SHARP_TAU, Bench, guided, sharpened
 from locality.training import write_atomically
 
 SETS = ("fashion-mnist", "mnist", "cifar10-gray")
-SEEDS, IMAGES, BELOW = range(1000, 1064), 10_000, 3.0
-LOCAL = "local-0.05"
+SEEDS, IMAGES = range(1000, 1064), 10_000
+LOCAL = f"local-{SHARP_TAU}"
 
 
 def settings(made: dict) -> Iterator[tuple[dict, Denoiser]]:
@@ -38,10 +38,10 @@ def settings(made: dict) -> Iterator[tuple[dict, Denoiser]]:
     for weight in (0.0, 0.4, 0.7, 1.0):
         yield {"partner": "patches", "weight": weight}, guided(patches, wiener, weight)
     for share in (0.5, 1.0):
-        pair = paired(mixture, local, share, below=BELOW)
         for weight in (0.0, 0.2, 0.4, 0.7):
-            about = {"partner": LOCAL, "share": share, "below": BELOW, "weight": weight}
-            yield about, guided(pair, wiener, weight)
+            dials = {"share": share, "weight": weight}
+            about = {"partner": LOCAL, "below": SHARP_BELOW, **dials}
+            yield about, sharpened(mixture, local, wiener, **dials)
 
 
 def measure(denoiser: Denoiser, bench: Bench) -> dict[str, float]:

@@ -130,6 +130,14 @@ PATCHES = {
     },
 }
 PARTNER_BELOW, SOFT_SHARE = 1.0, 0.5
+# As sharp as the local denoiser, or nearly: below SHARP_BELOW the local denoiser has a share in the
+# mixture's answer, and all is guided away from the Wiener filter. Chosen by
+# experiments/tune_sharpness.py, for the sets whose samples it can compare with real images.
+SHARP_BELOW, SHARP_TAU = 3.0, 0.05
+SHARP = {
+    "fashion-mnist": {"share": 1.0, "weight": 0.2},
+    "mnist": {"share": 0.5, "weight": 0.4},
+}
 # Sets for which nothing was chosen, and whose parameters they take: other sets Fashion-MNIST's.
 KINDRED = {"cifar10": "cifar10-gray", "afhq-cat": "celeba"}
 RELEASED_BATCH = 512  # images a batch in the paper's released code
@@ -271,6 +279,10 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         ),
         "pspc-flex": lambda: PSPCDenoiser(images, cache(partial(_flex_patches, bench))),
     }
+    if data in SHARP:
+        made["wiener-mixture-sharp"] = lambda: sharpened(
+            _mixture(bench), made[f"local-{SHARP_TAU}"](), made["wiener"](), **SHARP[data]
+        )
     for weight in GUIDANCE:
         made[f"wiener-mixture-patch-guided-{weight:g}"] = lambda weight=weight: guided(
             made["wiener-mixture-patch"](), made["wiener"](), weight
@@ -333,6 +345,13 @@ def guided(denoiser: Denoiser, weaker: Denoiser, weight: float) -> Denoiser:
     Karras et al. (2024) guide a network away from a bad version of itself in this way.
     """
     return lambda x, sigma: (1 + weight) * denoiser(x, sigma) - weight * weaker(x, sigma)
+
+
+def sharpened(
+    mixture: Denoiser, local: Denoiser, wiener: Denoiser, *, share: float, weight: float
+) -> Denoiser:
+    """``mixture``, paired with ``local`` below SHARP_BELOW and guided away from ``wiener``."""
+    return guided(paired(mixture, local, share, below=SHARP_BELOW), wiener, weight)
 
 
 def with_patches(

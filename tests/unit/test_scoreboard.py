@@ -124,6 +124,14 @@ def test_a_partner_helps_the_mixture_at_low_noise_only():
     assert (denoise(x, 0.5) == 0.5 * (0.75 - 0.25)).all()
 
 
+@pytest.mark.parametrize("data", sorted(scoreboard.SHARP))
+def test_the_sharpened_mixtures_are_those_that_were_chosen_on_other_seeds(data):
+    found = json.loads((ROOT / f"experiments/results/sharpness-{data}.json").read_text())
+    assert found["network_sha256"] == zoo.card(f"unet/{data}")["sha256"]
+    assert {key: found["chosen"][key] for key in ("share", "weight")} == scoreboard.SHARP[data]
+    assert min(found["seeds"]) >= 1000 > scoreboard.SEED
+
+
 def test_guidance_goes_on_from_the_weaker_denoiser_past_the_better_one():
     denoise = scoreboard.guided(lambda x, s: 3 * x + s, lambda x, s: x - s, 0.5)
     x = torch.ones(2, 1, 4, 4)  # the better one says 5, the weaker one -1

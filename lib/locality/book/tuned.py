@@ -1,11 +1,16 @@
-"""The parameters that ``experiments/tune_mixture.py`` has chosen for each data set."""
+"""What ``experiments/tune_mixture.py`` and ``tune_sharpness.py`` have found for each data set."""
 
 import json
 from pathlib import Path
 
-from .. import zoo
-from ..scoreboard import MIXTURES
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
+from .. import zoo
+from ..scoreboard import MIXTURES, SHARP, SHARP_TAU
+from .plots import INK
+
+LOCAL = f"local-{SHARP_TAU}"
 STEPS = ("Wiener", "mixture, exact", "mixture", "mixture + patches")
 
 
@@ -37,3 +42,39 @@ def mixtures(folder: str | Path) -> dict[str, dict]:
         print("   ", ", ".join(f"{key} {value:g}" for key, value in chosen.items()))
         print("    r2 by rounds:", ", ".join(f"{n}: {r2:.3f}" for n, r2 in rounds.items()))
     return found
+
+
+def sharpness(folder: str | Path) -> dict[str, dict]:
+    """What ``experiments/tune_sharpness.py`` stored in ``folder``, for each data set.
+
+    Raises:
+        ValueError: if the results are those of another network than the zoo's.
+    """
+    found = {}
+    for data in SHARP:
+        found[data] = json.loads((Path(folder) / f"sharpness-{data}.json").read_text())
+        if found[data]["network_sha256"] != zoo.card(f"unet/{data}")["sha256"]:
+            raise ValueError(f"the sharpness of {data} is for another network: tune it again")
+    return found
+
+
+def draw_sharpness(found: dict[str, dict]) -> Figure:
+    """r2 with the UNet against Frechet distance, a panel for each of ``sharpness``'s data sets."""
+    lines = {
+        "mixture + patches": ("patches", None),
+        "half local": (LOCAL, 0.5),
+        "local below 3": (LOCAL, 1.0),
+    }
+    figure, axes = plt.subplots(1, len(found), figsize=(9.6, 3.3), squeeze=False)
+    for axis, (name, report) in zip(axes[0], found.items(), strict=True):
+        for (label, way), marker in zip(lines.items(), "osD", strict=True):
+            rows = [r for r in report["tried"] if (r["partner"], r.get("share")) == way]
+            points = zip(*((r["r2"], r["frechet"]) for r in rows), strict=True)
+            axis.plot(*points, marker=marker, ms=4, label=label)
+        masked = report["rivals"][LOCAL]
+        axis.plot(masked["r2"], masked["frechet"], "X", ms=9, color=INK, label="local, tau 0.05")
+        axis.axhline(report["rivals"]["unet"]["frechet"], color=INK, lw=1, ls="--")
+        axis.set(title=name, xlabel="r2 with the UNet's samples", yscale="log")
+    axes[0, 0].set_ylabel("Frechet distance, log scale")
+    axes[0, -1].legend(fontsize=8)
+    return figure
