@@ -137,6 +137,7 @@ SHARP_BELOW, SHARP_TAU = 3.0, 0.05
 SHARP = {
     "fashion-mnist": {"share": 1.0, "weight": 0.2},
     "mnist": {"share": 0.5, "weight": 0.4},
+    "cifar10-gray": {"share": 1.0, "weight": 0.2},
 }
 # Sets for which nothing was chosen, and whose parameters they take: other sets Fashion-MNIST's.
 KINDRED = {"cifar10": "cifar10-gray", "afhq-cat": "celeba"}
