@@ -33,9 +33,10 @@ from .streaming import LOWEST_LOGIT, SoftmaxState, accumulate
 COPY, HANDLING = 23, 700
 # Rows of logits (output pixels times queries) at a time: a chunk of them should fit in the cache.
 ROWS = 512
-# Images are multiplied in multiples of this many. The last few of an odd number would go through
-# other, less accurate kernels, and an image's logit would depend on its place in the chunk.
-COLUMNS = 64
+# Images are multiplied in blocks of this many, the last one padded. Products of another shape may
+# go through another kernel, which adds up in another order, and an image's logit would depend on
+# how many others are handled with it.
+BLOCK = 512
 # Logits are in units of log 2: a power of two takes less time than one of e.
 BITS = 1 / math.log(2)
 
@@ -68,7 +69,7 @@ class LocalDenoiser:
         temperature: T above; 1 in the paper.
         centre: (C, H, W), from where pixels are counted; changes the rounding, not the result.
             Unless given, the mean of the images. Denoisers whose states merge should share one.
-        chunk: training images handled at a time; changes time and memory, not the result.
+        chunk: training images handled at a time, 512 at most; changes time, not the result.
         batch_average: None for the exact softmax. A number of images reproduces the paper's
             released code, which takes one softmax inside each batch of that many consecutive
             images and averages the batches with equal weight: the result then depends on the
@@ -82,7 +83,7 @@ class LocalDenoiser:
         *,
         temperature: float = 1.0,
         centre: Tensor | None = None,
-        chunk: int = 1024,
+        chunk: int = BLOCK,
         batch_average: int | None = None,
     ):
         if not temperature > 0:
@@ -122,7 +123,7 @@ class LocalDenoiser:
         check_shape(x, self.shape)
         scale = 2 * check_sigma(sigma) ** 2 * self.temperature
         # Under little noise the logits are large beside their differences: too large for float32.
-        dtype = torch.float32 if scale > 0.2 else precise_dtype(x.device)
+        dtype = torch.float32 if scale > 0.3 else precise_dtype(x.device)
         return (self._checked_mask(sigma) / scale).to(dtype)
 
     def _state(self, x: Tensor, images: Tensor, weights: Tensor, tiles: list[Tile]) -> SoftmaxState:
@@ -136,7 +137,7 @@ class LocalDenoiser:
 
         def update(query: Tensor, chunk: Tensor) -> SoftmaxState:
             values = (chunk.to(dtype) - self.centre).flatten(1).T
-            values = F.pad(values, (0, -len(chunk) % COLUMNS)).contiguous()  # (D, c), padded
+            values = F.pad(values, (0, BLOCK - len(chunk))).contiguous()  # (D, BLOCK)
             double = 2 * BITS * query
             shared = query.new_zeros(len(tiles), len(query), 1)
             if any_base:
@@ -150,7 +151,7 @@ class LocalDenoiser:
             return SoftmaxState(peak / BITS, total, weighted)
 
         query = (x.to(dtype) - self.centre).flatten(1)
-        found = _accumulate(update, query, images.split(self.chunk))
+        found = _accumulate(update, query, images.split(min(self.chunk, BLOCK)))
         # Back to the pixels' own order: all of them, or those that the tiles hold.
         pixels, back = order.sort()
         peak, total, weighted = (
