@@ -75,6 +75,8 @@ def draw_sharpness(found: dict[str, dict]) -> Figure:
         axis.plot(masked["r2"], masked["frechet"], "X", ms=9, color=INK, label="local, tau 0.05")
         axis.axhline(report["rivals"]["unet"]["frechet"], color=INK, lw=1, ls="--")
         axis.set(title=name, xlabel="r2 with the UNet's samples", yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
     axes[0, 0].set_ylabel("Frechet distance, log scale")
     axes[0, -1].legend(fontsize=8)
     return figure
