@@ -49,6 +49,14 @@ SETTINGS = {
         "channels_last": True,
     },
     "bf16, all threads": ALL | {"bf16": True},
+    "bf16, all threads, channels last": ALL | {"bf16": True, "channels_last": True},
+    f"bf16, {CORES} networks at once": {"threads": 1, "copies": CORES, "bf16": True},
+    f"bf16, {CORES} networks at once, channels last": {
+        "threads": 1,
+        "copies": CORES,
+        "bf16": True,
+        "channels_last": True,
+    },
 }
 RATES = ("images_per_second", "images_per_cpu_second")
 
