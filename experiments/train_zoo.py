@@ -139,7 +139,9 @@ RECIPES = {
     "unet/afhq-cat": Recipe(CATS, UNET_RGB, EXACT_FLIP),
     "unet/cifar10": Recipe(CIFAR, UNET_RGB, EXACT_FLIP, (LOW_NOISE, HIGH_NOISE)),
     "unet/cifar10-gray-w": Recipe(CIFAR_GRAY_W, UNET, replace(EXACT, flip=True)),
-    "dit/celeba": Recipe(CELEBA, DIT_RGB, replace(EXACT_FLIP, steps=2400)),
+    "dit/celeba": Recipe(
+        CELEBA, DIT_RGB, replace(EXACT_FLIP, steps=2400), (replace(LOW_NOISE, steps=300, lr=5e-4),)
+    ),
     "linear/celeba": Recipe(CELEBA, architecture("linear", (3, 32, 32)), LINEAR_FLIP),
     "linear/cifar10-gray": Recipe(CIFAR_GRAY, architecture("linear", (1, 32, 32)), LINEAR_FLIP),
     "unet/fashion-mnist-even": Recipe({**FASHION, "part": (0, None, 2)}, UNET, EXACT),
