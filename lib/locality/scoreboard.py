@@ -141,6 +141,8 @@ SHARP = {
 }
 # Sets for which nothing was chosen, and whose parameters they take: other sets Fashion-MNIST's.
 KINDRED = {"cifar10": "cifar10-gray", "afhq-cat": "celeba"}
+# Faces and cats have no classes to tell apart: features of coloured objects must do for them.
+JUDGES = {"celeba": "cifar10", "afhq-cat": "cifar10"}
 RELEASED_BATCH = 512  # images a batch in the paper's released code
 
 
@@ -230,7 +232,8 @@ def prepare(
     held_out = load(data, "test", **options).images[:HELD_OUT].to(device)
     sigmas = ddpm_sigmas(steps)
     noise = initial_noise(seeds, train.shape, sigma=sigmas[0], seed=SEED, device=device)
-    classifier = f"classifier/{name.split('/')[-1]}"
+    learnt = name.split("/")[-1]
+    classifier = f"classifier/{JUDGES.get(learnt, learnt)}"
     features = None
     if classifier in zoo.names():
         features = zoo.load(classifier, device=device).features

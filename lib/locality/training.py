@@ -40,7 +40,7 @@ class TrainConfig:
     """How to train: with the network's first weights and the images, all the result depends on.
 
     Attributes:
-        steps: optimiser steps (AdamW without weight decay).
+        steps: optimiser steps (AdamW without weight decay, unless `sgd`).
         batch: images per step, over all processes.
         lr: the learning rate; rises linearly over the first `warmup` steps, then stays, then falls
             linearly to zero over the last `decay` share of the steps.
@@ -53,6 +53,9 @@ class TrainConfig:
             linear denoiser is then free of its largest random part, the products of image and
             noise; half as many images are seen.
         bf16: run the network in bfloat16 autocast; weights and optimiser stay in float32.
+        sgd: gradient descent with a momentum of 0.9 in place of AdamW. For one matrix at one noise
+            level, a convex problem, it is far ahead.
+        calm: the share of the learning rate that the `directions` of a linear denoiser take.
         seed: of the order of the images, the noise levels, the noise and dropout.
     """
 
@@ -68,6 +71,8 @@ class TrainConfig:
     flip: bool = False
     antithetic: bool = False
     bf16: bool = False
+    sgd: bool = False
+    calm: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
@@ -132,7 +137,7 @@ def train(
     network, device = denoiser.network, next(denoiser.parameters()).device
     parameters = list(network.parameters())
     seconds = 0.0
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = _optimizer(network, config)
     averaged = deepcopy(denoiser).eval().requires_grad_(False)
     averages = list(averaged.network.parameters())
     start = 0
@@ -150,7 +155,7 @@ def train(
         mine = slice(rank, None, world)
         x0, sigma, noise = (t[mine].to(device) for t in draw(images, step, config=config))
         for group in optimizer.param_groups:
-            group["lr"] = config.lr_at(step)
+            group["lr"] = config.lr_at(step) * group["share"]
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_seed(config.seed + 1 + rank, step))  # for dropout
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
@@ -263,12 +268,28 @@ def _by_band(losses: Tensor, sigma: Tensor) -> tuple[float, ...]:
 # --- checkpoints: one safetensors file, its header holds the run's description as JSON ----------
 
 
+def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    calm, others = [], []
+    for name, parameter in network.named_parameters():
+        (calm if name == "directions" else others).append(parameter)
+    groups = [{"params": calm, "share": config.calm}, {"params": others, "share": 1.0}]
+    groups = [group for group in groups if group["params"]]
+    if config.sgd:
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+
+
+def _kept(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What the optimiser remembers of every parameter, beside AdamW's count of steps."""
+    return ("momentum_buffer",) if "momentum" in optimizer.defaults else ("exp_avg", "exp_avg_sq")
+
+
 def _tensors(network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"averaged.{k}": v for k, v in averaged.state_dict().items()}
     for name, parameter in network.named_parameters():
         state = optimizer.state[parameter]
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in _kept(optimizer):
             tensors[f"{key}.{name}"] = state.get(key, torch.zeros_like(parameter))
     return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
 
@@ -359,7 +380,7 @@ def _starting(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _resume(
-    path: Path, run: dict, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.AdamW
+    path: Path, run: dict, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, float]:
     """Put the state of a checkpoint of this very run in place; returns its step and seconds."""
     header, tensors = _read(path)
@@ -377,9 +398,6 @@ def _resume(
     averaged.load_state_dict(_starting(tensors, "averaged."))
     if header["step"] > 0:
         for name, parameter in network.named_parameters():
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(header["step"])),
-                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
-            }
+            state = {k: tensors[f"{k}.{name}"].to(parameter.device) for k in _kept(optimizer)}
+            optimizer.state[parameter] = {"step": torch.tensor(float(header["step"])), **state}
     return header["step"], header["seconds"]

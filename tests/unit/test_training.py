@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from locality import zoo
 from locality.cli import main
 from locality.denoisers import OptimalDenoiser, WienerDenoiser
-from locality.networks import NetworkDenoiser, UNet
+from locality.networks import LinearDenoiser, MatrixDenoiser, NetworkDenoiser, UNet
 from locality.stats import PCA
 from locality.training import (
     BANDS,
@@ -167,9 +167,9 @@ def test_training_leaves_the_global_generator_alone(images):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_stopping_and_resuming_changes_nothing(images, tmp_path, bf16):
-    config = replace(CONFIG, bf16=bf16)
+@pytest.mark.parametrize("change", [{}, {"bf16": True}, {"sgd": True}])
+def test_stopping_and_resuming_changes_nothing(images, tmp_path, change):
+    config = replace(CONFIG, **change)
     whole = fresh(dropout=0.2)
     expected = last(train(whole, images, config=config))
     path = tmp_path / "run.checkpoint"
@@ -185,6 +185,45 @@ def test_stopping_and_resuming_changes_nothing(images, tmp_path, bf16):
     assert list(train(part, images, config=config, checkpoint=path)) == []  # nothing left to do
 
 
+def test_calm_directions_take_smaller_steps(images):
+    moved = []
+    for calm in (1.0, 0.1):
+        torch.manual_seed(0)
+        denoiser = NetworkDenoiser(LinearDenoiser((1, 8, 8)), sigma_data=0.6)
+        before = denoiser.network.directions.detach().clone()
+        list(islice(train(denoiser, images, config=replace(CONFIG, calm=calm)), 3))
+        moved.append((denoiser.network.directions - before).norm().item())
+    assert 0.05 < moved[1] / moved[0] < 0.2
+
+
+def test_gradient_descent_brings_one_matrix_to_the_wiener_filter(images):
+    sigma = 0.5
+    denoiser = NetworkDenoiser(MatrixDenoiser((1, 8, 8)), sigma_data=0.6)
+    config = TrainConfig(
+        steps=600,
+        batch=64,
+        lr=1.0,
+        warmup=20,
+        decay=0.5,
+        ema=0.99,
+        log_sigma_mean=math.log(sigma),
+        log_sigma_std=0.0,
+        sgd=True,
+    )
+    best = last(train(denoiser, images, config=config)).averaged
+    wiener = WienerDenoiser(PCA.fit(images))
+    x = images[:16] + sigma * torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    assert (best(x, sigma) - wiener(x, sigma)).square().mean() < 2e-3
+    start = LinearDenoiser((1, 8, 8), rank=4)
+    start.start_from(best.network)
+    directions = start.directions.detach()
+    assert torch.allclose(directions @ directions.T, torch.eye(4), atol=1e-5)
+    # The only direction in which these images vary: upper half against nothing.
+    truth = torch.zeros(8, 8)
+    truth[:4] = 32**-0.5
+    assert (directions @ truth.flatten()).square().sum() > 0.95
+
+
 def test_a_checkpoint_gives_back_the_averaged_network(images, tmp_path):
     path = tmp_path / "run.checkpoint"
     step = last(train(fresh(), images, config=CONFIG, checkpoint=path))
@@ -198,7 +237,7 @@ def test_a_checkpoint_gives_back_the_averaged_network(images, tmp_path):
 KILL = """
 import os, random, signal, sys, time
 import torch
-from locality.networks import NetworkDenoiser, UNet
+from locality.networks import LinearDenoiser, MatrixDenoiser, NetworkDenoiser, UNet
 from locality.training import TrainConfig, train
 torch.set_num_threads(1)
 folder = sys.argv[1]

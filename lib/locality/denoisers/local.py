@@ -216,9 +216,9 @@ class LocalDenoiser:
                 [part.flatten() for part in _squares(block, inner)]
                 for block in _squares(index, side)
             ]
-            medians = [weights[torch.cat(parts)].median(0).values for parts in blocks]
+            shared = [_most(weights[torch.cat(parts)]) for parts in blocks]
             nothing = torch.zeros_like(weights[0])
-            for bases in ([nothing] * len(blocks), medians):
+            for bases in ([nothing] * len(blocks), shared):
                 based = any(bool(base.any()) for base in bases)
                 tiles, cost = [], based * len(blocks) * queries * len(weights)
                 for base, parts in zip(bases, blocks, strict=True):
@@ -232,6 +232,11 @@ class LocalDenoiser:
             Tile(base, [Part(r, cols, weights[r][:, cols] - base[cols]) for r, cols in parts])
             for base, parts in best
         ]
+
+
+def _most(weights: Tensor) -> Tensor:
+    """What most rows of ``weights`` (r, D) hold, (D,), if they hold zero and one other number."""
+    return torch.where(2 * weights.count_nonzero(0) > len(weights), weights.amax(0), 0)
 
 
 def _squares(index: Tensor, side: int) -> Iterator[Tensor]:
@@ -287,5 +292,7 @@ def _one_tile(
         logits = logits[..., : outputs.shape[1]]
         peak = logits.detach().amax(2, keepdim=True)
         weights = logits.sub_(peak).clamp_(min=LOWEST_LOGIT).exp2_()
-        states.append((peak[..., 0], weights.sum(2), (weights * outputs[:, None]).sum(2)))
+        both = torch.stack([torch.ones_like(outputs), outputs], 1)  # (r, 2, count)
+        total, weighted = (both @ weights.transpose(1, 2)).unbind(1)
+        states.append((peak[..., 0], total, weighted))
     return tuple(torch.cat(parts, 1) for parts in zip(*states, strict=True))

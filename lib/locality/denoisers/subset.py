@@ -25,9 +25,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..data import ImageSet
-from .base import check_count
+from .base import check_count, products
 from .local import LocalDenoiser, Part, Tile, _squares
 from .streaming import LOWEST_LOGIT, softmax_weights
 
@@ -35,6 +36,7 @@ from .streaming import LOWEST_LOGIT, softmax_weights
 # have SIDE x SIDE pixels; or a quarter of the image's where masks hold under TINY: images near at
 # so few pixels are found in any large enough sample.
 WIDE, TINY, SIDE = 0.4, 0.05, 4
+ROUND = 256  # images drawn in a whole-image tile: a multiple of it
 QUERIES = 8  # handled at a time: memory grows with queries x tiles x training images
 FEWER = 2  # as small a part of the images wanted is drawn where nearly all weigh alike
 NEGLIGIBLE = 1e-3  # share of a tile's weight beyond the images drawn
@@ -116,6 +118,9 @@ class ScreenedLocalDenoiser:
         self, x: Tensor, weights: Tensor, tiles: list[Tensor], errors: bool
     ) -> tuple[Tensor, Tensor]:
         flat, centre = self.local.images.flatten(1), self.local.centre.flatten()
+        coarse = self.keep < len(flat)
+        if coarse:
+            weights = weights.float()  # what float32 rounds away is little beside the draw
         query = (x.flatten(1) - centre).to(weights)  # (B, D)
         if len(tiles) == 1:
             used = tiles  # all pixels: copying some of the columns would take longer
@@ -129,14 +134,17 @@ class ScreenedLocalDenoiser:
             mask = weights[rows][:, cols].T  # (n, r)
             for b in range(len(x)):
                 chosen, u, p = drawn[t][b]
+                if coarse and len(tiles) == 1:
+                    chosen, u, p = _padded(chosen, u, p)
                 kept = flat.index_select(0, chosen)  # (k, D)
                 if len(tiles) == 1:
                     inputs, outputs = kept, kept
                 else:
                     inputs, outputs = (kept.index_select(1, at) for at in (cols, rows))
                 inputs = (inputs - centre[cols]).to(weights)
-                exact = inputs @ (2 * query[b, cols, None] * mask)
-                exact.addmm_(inputs.square_(), mask, alpha=-1)  # (k, r)
+                with products(coarse=coarse and len(tiles) == 1):
+                    exact = inputs @ (2 * query[b, cols, None] * mask)
+                    exact.addmm_(inputs.square_(), mask, alpha=-1)  # (k, r)
                 _, w = softmax_weights(exact - p[:, None].log(), dim=0)  # w_k / p_k
                 share = u / p
                 # Relative to the peak; c is the ratio of both sums over the images drawn.
@@ -148,7 +156,7 @@ class ScreenedLocalDenoiser:
                 answer[b, rows] = sums / total
                 if errors:
                     wrong = w - c * share[:, None]
-                    wrong *= (outputs - answer[b, rows]) * (1 - p[:, None]).sqrt()
+                    wrong *= (outputs - answer[b, rows]) * (1 - p[:, None]).clamp(min=0).sqrt()
                     spread[b, rows] = wrong.square().sum(0).sqrt() / total
         return answer, spread
 
@@ -162,7 +170,8 @@ class ScreenedLocalDenoiser:
         logits = query.new_empty(len(means), len(query), len(self.local.images))
         chunks = self.local.images.flatten(1).split(self.local.chunk)
         for chunk, part in zip(chunks, logits.split(self.local.chunk, dim=2), strict=True):
-            cross = (masked @ chunk.T).view_as(part)
+            with products(coarse=True):
+                cross = (masked @ chunk.T).view_as(part)
             torch.sub(cross, (means @ chunk.square().T)[:, None], out=part)
         return logits.sub_(logits.amax(2, keepdim=True))
 
@@ -212,16 +221,27 @@ class ScreenedLocalDenoiser:
         held = torch.stack([torch.stack([u.sum() for _, u, _ in row]) for row in drawn])
         if bool((1 - held / total < NEGLIGIBLE).all()):
             return None
-        sums = [share.new_zeros(share.shape[1], len(rows)) for rows in tiles]
+        # All tiles in one product: those at the image's edges may be smaller, and are filled up.
+        largest = max(map(len, tiles))
+        index = torch.stack([F.pad(rows, (0, largest - len(rows))) for rows in tiles])  # (T, r)
+        sums = share.new_zeros(*share.shape[:2], largest)
         chunks = self.local.images.flatten(1).split(self.local.chunk)
         for chunk, part in zip(chunks, share.split(self.local.chunk, dim=2), strict=True):
             if len(tiles) == 1:
                 sums[0] += part[0] @ chunk
                 continue
-            columns = chunk.T.contiguous()
-            for found, rows, of_tile in zip(sums, tiles, part, strict=True):
-                found += of_tile @ columns.index_select(0, rows).T
-        return total, sums
+            columns = chunk.T.contiguous().index_select(0, index.flatten())
+            sums.baddbmm_(part, columns.view(*index.shape, -1).transpose(1, 2))
+        return total, [found[:, : len(rows)] for found, rows in zip(sums, tiles, strict=True)]
+
+
+def _padded(chosen: Tensor, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The images drawn, filled up to a multiple of ROUND with some that weigh nothing (p = inf).
+
+    A product of a new shape makes the processor's library write new code for it.
+    """
+    rest = -len(chosen) % ROUND
+    return F.pad(chosen, (0, rest)), F.pad(u, (0, rest)), F.pad(p, (0, rest), value=math.inf)
 
 
 def audited(pixels: int, *, seed: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from .classifier import Classifier
 from .dit import DiT
-from .linear import LinearDenoiser
+from .linear import LinearDenoiser, MatrixDenoiser
 from .precondition import NetworkDenoiser
 from .sizes import architecture, build
 from .unet import UNet
@@ -11,6 +11,7 @@ __all__ = [
     "Classifier",
     "DiT",
     "LinearDenoiser",
+    "MatrixDenoiser",
     "NetworkDenoiser",
     "UNet",
     "architecture",

@@ -9,6 +9,12 @@ D(x) = V^T diag(g) V x + s x + b. This loses nothing: the best linear denoisers 
 when `rank` is smaller. Nothing in it knows about principal components: the matrix starts random and
 is learned by the same loss as the UNet's.
 
+But gain and direction must be learned together: while the gains of two directions are alike nothing
+turns the directions, and while the directions are wrong nothing sets the gains apart. From a random
+V that takes very long for the many directions in which the data vary little. One matrix for one
+noise level has no such difficulty, its problem is convex: `MatrixDenoiser`. Once it is learned, V
+starts from its eigenvectors.
+
 With two matrices in the place of V^T and V nothing would be given away about symmetry, but twice as
 many numbers would carry the noise of the gradient, and training comes near the Wiener filter later.
 """
@@ -56,3 +62,31 @@ class LinearDenoiser(nn.Module):
         answer = (self.gains(embedding) * (flat @ self.directions.T)) @ self.directions
         answer = answer + self.scale(embedding) * flat + self.bias(embedding)
         return answer.view_as(x)
+
+    @torch.no_grad()
+    def start_from(self, matrix: "MatrixDenoiser") -> None:
+        """Let the directions be the eigenvectors of a learned matrix, those of most effect."""
+        weight = matrix.weight.double()
+        values, vectors = torch.linalg.eigh((weight + weight.T) / 2)
+        # At the common value of most directions (of all in which the data hardly vary) the scalar
+        # serves; a direction is worth a row of V by its distance to that.
+        most = (values - values.median()).abs().argsort(descending=True)[: len(self.directions)]
+        self.directions.copy_(vectors[:, most].T)
+
+
+class MatrixDenoiser(nn.Module):
+    """Maps an image (B, C, H, W) to one matrix times it plus a bias, for one noise level only.
+
+    Args:
+        shape: (C, H, W) of one image.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]):
+        super().__init__()
+        pixels = shape[0] * shape[1] * shape[2]
+        self.weight = nn.Parameter(torch.zeros(pixels, pixels))
+        self.bias = nn.Parameter(torch.zeros(pixels))
+
+    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+        """(B, C, H, W) to the same; the noise label (B,) is not looked at."""
+        return nn.functional.linear(x.flatten(1), self.weight, self.bias).view_as(x)
