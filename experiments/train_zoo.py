@@ -141,7 +141,13 @@ RECIPES = {
     "unet/afhq-cat": Recipe(CATS, UNET_RGB, EXACT_FLIP),
     "unet/cifar10": Recipe(CIFAR, UNET_RGB, EXACT_FLIP, (LOW_NOISE, HIGH_NOISE)),
     "unet/cifar10-gray-w": Recipe(
-        CIFAR_GRAY_W, UNET, replace(EXACT, flip=True), (replace(HIGH_NOISE, log_sigma_std=1.5),)
+        CIFAR_GRAY_W,
+        UNET,
+        replace(EXACT, flip=True),
+        (
+            replace(HIGH_NOISE, log_sigma_std=1.5),
+            replace(LOW_NOISE, steps=400, lr=5e-4, log_sigma_std=2.6, seed=3),
+        ),
     ),
     "dit/celeba": Recipe(
         CELEBA, DIT_RGB, replace(EXACT_FLIP, steps=2400), (replace(LOW_NOISE, steps=300, lr=5e-4),)
