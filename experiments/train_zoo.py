@@ -157,7 +157,7 @@ RECIPES = {
         architecture("linear", (3, 32, 32)),
         replace(LINEAR_TRAINING, steps=3000, flip=True),
         (replace(LINEAR_HIGH, steps=1000, flip=True),),
-        matrix=replace(MATRIX, steps=3000, flip=True),
+        matrix=replace(MATRIX, steps=1000, ema=0.995, flip=True),
     ),
     "linear/cifar10-gray": Recipe(
         CIFAR_GRAY,

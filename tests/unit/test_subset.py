@@ -1,5 +1,7 @@
 """The screened denoiser against the exact one, and its statements about its own error."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -130,6 +132,20 @@ def test_colour_odd_sizes_and_many_queries():
         )
         < 1e-5
     )
+
+
+def test_coarse_products_change_little_and_leave_no_trace(
+    fashion, fashion_pca, fashion_test, noised, monkeypatch
+):
+    before = torch.get_float32_matmul_precision()
+    screened = ScreenedLocalDenoiser(fashion, mask_of("pca", fashion_pca), keep=600)
+    x = noised(fashion_test.images[:2], 6.1735)  # the image is one tile
+    coarse = screened(x, 6.1735)
+    assert torch.get_float32_matmul_precision() == before
+    monkeypatch.setattr("locality.denoisers.subset.products", lambda **_: nullcontext())
+    fine = screened(x, 6.1735)
+    # Without units for bfloat16 the two are equal.
+    assert rms(coarse, fine) < 2e-3
 
 
 def test_bad_input_is_refused(fashion):

@@ -11,7 +11,8 @@ weights w_k computed. The softmax's sums over all images are estimated as
 
 with f = 1 and f = the pixel's value, p_k the probability to be drawn, and c the ratio of the two
 sums over w and u. What is in brackets is zero on average; it takes away what the draw got wrong
-about u. With all images drawn the sums are exact.
+about u. With all images drawn the sums are exact. Products whose rounding is small beside the
+draw's error may round their factors to bfloat16 (`products`).
 
 An error bound of the kind 2 R x (weight of the images left out) would need a lower bound on every
 image's distance at every pixel. Those that are cheap to get (from a tile's common mask and the
