@@ -147,6 +147,7 @@ RECIPES = {
         (
             replace(HIGH_NOISE, log_sigma_std=1.5),
             replace(LOW_NOISE, steps=400, lr=5e-4, log_sigma_std=2.6, seed=3),
+            replace(HIGH_NOISE, steps=300, lr=3e-4, log_sigma_mean=1.0, log_sigma_std=1.8, seed=4),
         ),
     ),
     "dit/celeba": Recipe(
