@@ -132,7 +132,8 @@ PATCHES = {
 PARTNER_BELOW, SOFT_SHARE = 1.0, 0.5
 # As sharp as the local denoiser, or nearly: below SHARP_BELOW the local denoiser has a share in the
 # mixture's answer, and all is guided away from the Wiener filter. Chosen by
-# experiments/tune_sharpness.py, for the sets whose samples it can compare with real images.
+# experiments/tune_sharpness.py, for grey images. Coloured ones, whose local denoiser takes long,
+# have the parameters of a kindred set, or of the digits.
 SHARP_BELOW, SHARP_TAU = 3.0, 0.05
 SHARP = {
     "fashion-mnist": {"share": 1.0, "weight": 0.2},
@@ -278,15 +279,17 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         "wiener-mixture-patch": lambda: with_patches(
             _mixture(bench), images, **chosen(PATCHES, data)
         ),
+        "wiener-mixture-sharp": lambda: sharpened(
+            _mixture(bench),
+            made[f"local-{SHARP_TAU}"](),
+            made["wiener"](),
+            **SHARP.get(KINDRED.get(data, data), SHARP["mnist"]),
+        ),
         "pspc-square": lambda: PSPCDenoiser(
             images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
         ),
         "pspc-flex": lambda: PSPCDenoiser(images, cache(partial(_flex_patches, bench))),
     }
-    if data in SHARP:
-        made["wiener-mixture-sharp"] = lambda: sharpened(
-            _mixture(bench), made[f"local-{SHARP_TAU}"](), made["wiener"](), **SHARP[data]
-        )
     for weight in GUIDANCE:
         made[f"wiener-mixture-patch-guided-{weight:g}"] = lambda weight=weight: guided(
             made["wiener-mixture-patch"](), made["wiener"](), weight

@@ -34,6 +34,7 @@ def test_a_card_tells_what_the_network_is(name):
     assert about["name"] == name
     assert about["parameters"] == sum(p.numel() for p in network.parameters())
     stages = [about["training"], *about.get("refinements", ())]
+    stages += [about["matrix"]] if "matrix" in about else []
     assert about["images_seen"] == sum(stage["steps"] * stage["batch"] for stage in stages)
     assert len(about["data"]["sha256"]) == 64 and about["data"]["images"] > 0
     assert about["half_precision_cost"] < 1e-3
