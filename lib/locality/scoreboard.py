@@ -496,16 +496,20 @@ def run(bench: Bench, wanted: Sequence[str] | None, *, output: str | Path) -> It
     for method in wanted or makers:
         if method not in makers:
             raise ValueError(f"no method {method!r}; there are: {', '.join(makers)}")
-    entries = read(output) if output.exists() else []
     for method in wanted or makers:
         settings = {"method": method, **bench.settings}
-        if any(entry["settings"] == settings for entry in entries):
+        if any(entry["settings"] == settings for entry in _entries(output)):
             continue
         entry = {"settings": settings, **score(makers[method](), bench), "made_with": _versions()}
+        entries = _entries(output)  # again: another process may have added some in the meantime
         entries.append(entry)
         text = json.dumps({"entries": entries}, indent=1) + "\n"
         write_atomically(output, lambda part, text=text: part.write_text(text))
         yield entry
+
+
+def _entries(path: Path) -> list[dict]:
+    return read(path) if path.exists() else []
 
 
 def read(path: str | Path) -> list[dict]:
