@@ -265,9 +265,6 @@ def _by_band(losses: Tensor, sigma: Tensor) -> tuple[float, ...]:
     return tuple(losses[(sigma >= low) & (sigma < high)].mean().item() for low, high in bands)
 
 
-# --- checkpoints: one safetensors file, its header holds the run's description as JSON ----------
-
-
 def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     calm, others = [], []
     for name, parameter in network.named_parameters():
@@ -277,6 +274,9 @@ def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
     if config.sgd:
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+
+
+# --- checkpoints: one safetensors file, its header holds the run's description as JSON ----------
 
 
 def _kept(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:

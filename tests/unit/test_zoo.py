@@ -109,7 +109,8 @@ def test_unknown_sides_are_refused():
 def test_the_classifiers_are_as_often_right_as_promised(name, promised):
     about = zoo.card(f"classifier/{name}")
     assert about["test_accuracy"] >= promised
-    data = about["data"]["name"].removesuffix("-full")
+    measured_on = about["data"]["name"]
+    data = measured_on if available(measured_on) else measured_on.removesuffix("-full")
     if not available(data):
         pytest.skip(f"needs the test images of {data}")
     model = zoo.load(f"classifier/{name}")
@@ -118,7 +119,8 @@ def test_the_classifiers_are_as_often_right_as_promised(name, promised):
         answers = torch.cat([model(part).argmax(1) for part in test_set.images.split(500)])
     accuracy = (answers == test_set.labels).float().mean().item()
     assert accuracy >= promised
-    assert accuracy == pytest.approx(about["test_accuracy"], abs=0.01)  # fewer images may ship
+    if data == measured_on:  # fewer images ship
+        assert accuracy == pytest.approx(about["test_accuracy"], abs=2e-3)
 
 
 def measured(name: str, key: str) -> dict:

@@ -27,7 +27,9 @@ def architecture(kind: str, shape: tuple[int, int, int], *, size: str = "laptop"
         )
     channels = shape[0]
     if kind == "linear":
-        # Square matrices of all 3,072 pixels of a 32 x 32 RGB image would take 38 MB.
+        # Square matrices of all 3,072 pixels of a 32 x 32 RGB image would take 38 MB. The price of
+        # rank 200: on faces even the best such denoiser has twice the Wiener filter's error at
+        # sigma = 0.1; from 0.7 up it is within 4 % of it.
         pixels = shape[0] * shape[1] * shape[2]
         return {"kind": kind, "shape": tuple(shape), "rank": pixels if pixels <= 1024 else 200}
     options = {"kind": kind, "image_channels": channels}
