@@ -12,7 +12,7 @@ from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
 from locality.data import load
-from locality.denoisers import LocalDenoiser, OptimalDenoiser, WienerDenoiser, masks
+from locality.denoisers import LocalDenoiser, OptimalDenoiser, WienerDenoiser, byte_products, masks
 from locality.denoisers.local import Part, Tile
 from locality.denoisers.streaming import SoftmaxState, accumulate, softmax_weights
 from locality.stats import PCA
@@ -182,6 +182,22 @@ def test_no_other_affine_denoiser_does_better_on_the_data(small, small_pca, nois
 # --- the local denoiser --------------------------------------------------------------------------
 
 
+@pytest.fixture
+def floats(monkeypatch):
+    """Products of floating-point numbers, as on all machines and for all images."""
+    monkeypatch.setattr("locality.denoisers.local.supported", lambda device: False)
+
+
+@pytest.fixture(params=["floats", "bytes"])
+def products(request):
+    """Both ways of multiplying."""
+    if request.param == "floats":
+        request.getfixturevalue("floats")
+    elif not byte_products.supported(torch.device("cpu")):
+        pytest.skip("this processor has no matrix units for bytes")
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("kind", KINDS)
 def test_local_is_the_brute_force_formula_with_any_mask(
     fashion, fashion_pca, fashion_test, noised, official_sigmas, kind
@@ -196,6 +212,7 @@ def test_local_is_the_brute_force_formula_with_any_mask(
         close(answer, brute_local(x, images, mask, sigma), 5e-5, f"{kind}, sigma {sigma:.3f}")
 
 
+@pytest.mark.usefixtures("products")
 def test_local_with_the_full_mask_is_the_optimal_denoiser(
     fashion, fashion_test, noised, official_sigmas
 ):
@@ -206,6 +223,7 @@ def test_local_with_the_full_mask_is_the_optimal_denoiser(
         close(local(x, sigma), optimal(x, sigma), 1e-5, f"sigma {sigma:.3f}")
 
 
+@pytest.mark.usefixtures("floats")
 @pytest.mark.parametrize("kind", KINDS)
 def test_local_does_not_depend_on_the_chunk(small, small_pca, noised, official_sigmas, kind):
     queries = load("fashion-mnist", "test", n=2, size=14).images
@@ -218,6 +236,22 @@ def test_local_does_not_depend_on_the_chunk(small, small_pca, noised, official_s
             close(part, whole, 1e-5, f"{kind}, sigma {sigma:.3f}, chunk {chunk}")
 
 
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("kind", ["pca", "soft"])
+def test_local_does_not_depend_on_the_chunk_of_few_images(
+    small, small_pca, noised, official_sigmas, kind
+):
+    images, queries = small.images[:60], load("fashion-mnist", "test", n=2, size=14).images
+    for sigma in official_sigmas:
+        mask = make_mask(kind, small_pca, sigma)
+        x = noised(queries, sigma)
+        whole = LocalDenoiser(images, lambda _, mask=mask: mask)(x, sigma)
+        for chunk in (1, 7, 50):
+            part = LocalDenoiser(images, lambda _, mask=mask: mask, chunk=chunk)(x, sigma)
+            close(part, whole, 1e-5, f"{kind}, sigma {sigma:.3f}, chunk {chunk}")
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("kind", KINDS)
 def test_local_does_not_depend_on_the_order_of_the_images(
     fashion, fashion_pca, fashion_test, noised, official_sigmas, kind
@@ -233,6 +267,7 @@ def test_local_does_not_depend_on_the_order_of_the_images(
             close(other, one, 1e-5, f"{kind}, sigma {sigma:.3f}, chunk {chunk}")
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_training_image_is_the_answer(fashion, fashion_pca, fashion_test, noised, kind):
     image = fashion.images[:1]
@@ -243,6 +278,7 @@ def test_one_training_image_is_the_answer(fashion, fashion_pca, fashion_test, no
         close(OptimalDenoiser(image)(x, sigma), image, 1e-6)
 
 
+@pytest.mark.usefixtures("products")
 def test_local_in_colour_is_the_brute_force_formula(colour, noised):
     pca = PCA.fit(colour)
     for kind, sigma in itertools.product(KINDS, (12.0, 0.724, 0.01)):
@@ -266,6 +302,7 @@ def test_the_mask_is_asked_for_at_the_noise_level_of_the_call(tiny, noised):
     assert asked == [2.0, 0.5]
 
 
+@pytest.mark.usefixtures("products")
 def test_temperature_divides_the_logits(tiny, noised):
     x = noised(tiny.images[:3], 0.724)
     mask = masks.square(tiny.shape, 3)
@@ -286,6 +323,7 @@ def test_a_local_denoiser_makes_images_that_are_not_in_the_set(fashion, fashion_
 # --- averaging batches, as the released code does ------------------------------------------------
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("batch", [1, 64, 100, 512, 520])
 def test_batch_average_is_one_softmax_a_batch_and_the_plain_mean_of_them(
     small, small_pca, noised, batch
@@ -302,6 +340,7 @@ def test_batch_average_is_one_softmax_a_batch_and_the_plain_mean_of_them(
             close(denoiser(x, sigma), expected, 1e-5, f"batch {batch}, sigma {sigma}")
 
 
+@pytest.mark.usefixtures("products")
 def test_batch_average_goes_from_the_mean_image_to_the_exact_softmax(small, small_pca, noised):
     x, sigma = noised(small.images[:2], 0.724), 0.724
 
@@ -338,6 +377,7 @@ def test_tiles_hold_every_weight_once(small, small_pca, kind, queries):
         assert torch.equal(rows.sort().values, torch.arange(196)), "every output pixel, once"
 
 
+@pytest.mark.usefixtures("floats")
 def test_tiles_change_nothing_but_the_work(small, small_pca, noised, monkeypatch):
     queries = load("fashion-mnist", "test", n=16, size=14).images
 

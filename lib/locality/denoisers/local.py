@@ -11,12 +11,14 @@ of the queries under its mask with all images. Masks of neighbouring pixels look
 product is cut in two levels. A tile of output pixels has a base, what most of its masks hold: its
 product is computed once for all of them. Each small part of the tile adds only the input pixels in
 which one of its masks differs from the base, with a sign: those that it has more, or lacks.
+
+On processors with matrix units for bytes small images of bytes take another way: dense products of
+whole numbers (``byte_products``).
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import torch
@@ -26,6 +28,16 @@ from torch.nn import functional as F
 from ..data import ImageSet, check_shape
 from ..schedule import check_sigma
 from .base import check_count, precise_dtype, training_images
+from .byte_products import (
+    BITS,
+    MEMORY,
+    PIXELS,
+    Block,
+    ByteQueries,
+    blocks,
+    digits_needed,
+    supported,
+)
 from .streaming import LOWEST_LOGIT, SoftmaxState, accumulate
 
 # The cost of a part in units of one input pixel for one output pixel of one query: of copying one
@@ -37,8 +49,6 @@ ROWS = 512
 # go through another kernel, which adds up in another order, and an image's logit would depend on
 # how many others are handled with it.
 BLOCK = 512
-# Logits are in units of log 2: a power of two takes less time than one of e.
-BITS = 1 / math.log(2)
 
 
 class Part(NamedTuple):
@@ -74,6 +84,9 @@ class LocalDenoiser:
             released code, which takes one softmax inside each batch of that many consecutive
             images and averages the batches with equal weight: the result then depends on the
             batch size and on the order of the images. For comparison only.
+        tolerance: where products are those of whole numbers, noisy images are rounded to as many
+            digits as keep an estimate of the answer's error below this. The default is as precise
+            as float32; 1e-3 takes less time.
     """
 
     def __init__(
@@ -85,7 +98,10 @@ class LocalDenoiser:
         centre: Tensor | None = None,
         chunk: int = BLOCK,
         batch_average: int | None = None,
+        tolerance: float = 5e-6,
     ):
+        if not tolerance > 0:
+            raise ValueError(f"tolerance must be positive, got {tolerance}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         if batch_average is not None:
@@ -102,21 +118,50 @@ class LocalDenoiser:
         self.temperature = temperature
         self.chunk = check_count(chunk, name="chunk")
         self.batch_average = batch_average
+        self.tolerance = tolerance
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Local posterior mean, (B, C, H, W) float32, of the noisy images ``x`` (B, C, H, W)."""
-        groups = self.images.split(self.batch_average or len(self.images))
-        weights = self._weights(x, sigma)
-        tiles = self._tiles(weights, len(x))
-        answers = [self._state(x, group, weights, tiles).mean() for group in groups]
+        answers = [state.mean() for state in self._states(x, sigma)]
         return torch.stack(answers).mean(0).to(x.dtype).view_as(x)
 
     def state(self, x: Tensor, sigma: float) -> SoftmaxState:
         """The streaming softmax over this denoiser's images; states of several sets merge."""
         if self.batch_average is not None:
             raise ValueError("state knows the exact softmax only; batch_average is set")
-        weights = self._weights(x, sigma)
-        return self._state(x, self.images, weights, self._tiles(weights, len(x)))
+        return next(self._states(x, sigma))
+
+    @property
+    def _groups(self) -> Sequence[Tensor]:
+        """The images of each softmax: all, or one batch."""
+        return self.images.split(self.batch_average or len(self.images))
+
+    @cached_property
+    def _blocks(self) -> list[list[Block]] | None:
+        """The groups as products of whole numbers want them; None where those do not serve."""
+        if not supported(self.images.device) or self.images[0].numel() > PIXELS:
+            return None
+        found = [blocks(group, min(self.chunk, BLOCK)) for group in self._groups]
+        return None if None in found else found
+
+    def _states(self, x: Tensor, sigma: float) -> Iterator[SoftmaxState]:
+        """The softmax over each group of images."""
+        weights, count = self._weights(x, sigma), None
+        if self._blocks is not None and not x.requires_grad:
+            query, exact = x.flatten(1).double(), weights.double()
+            count = digits_needed(query, exact, sigma, tolerance=self.tolerance)
+        if count is None:
+            tiles = self._tiles(weights, len(x))
+            for group in self._groups:
+                yield self._state(x, group, weights, tiles)
+            return
+        precise = weights.dtype == torch.float64
+        for group in self._blocks:
+            parts = [
+                _byte_state(ByteQueries(q, exact, count, precise=precise), group)
+                for q in query.split(max(1, MEMORY // (exact.numel() * count)))
+            ]
+            yield SoftmaxState(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _weights(self, x: Tensor, sigma: float) -> Tensor:
         """The mask over 2 sigma^2 T, (D, D), in the dtype that its products need."""
@@ -289,10 +334,33 @@ def _one_tile(
             own = logits[start : start + len(rows)].flatten(0, 1)
             own.addmm_(masked.flatten(0, 1), values.index_select(0, cols))
             start += len(rows)
-        logits = logits[..., : outputs.shape[1]]
-        peak = logits.detach().amax(2, keepdim=True)
-        weights = logits.sub_(peak).clamp_(min=LOWEST_LOGIT).exp2_()
-        both = torch.stack([torch.ones_like(outputs), outputs], 1)  # (r, 2, count)
-        total, weighted = (both @ weights.transpose(1, 2)).unbind(1)
-        states.append((peak[..., 0], total, weighted))
+        both = torch.stack([torch.ones_like(outputs), outputs], 1).float()  # (r, 2, count)
+        states.append(_softmax(logits[..., : outputs.shape[1]], both))
     return tuple(torch.cat(parts, 1) for parts in zip(*states, strict=True))
+
+
+def _softmax(logits: Tensor, both: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax state (peak, total, weighted), each (r, B), of ``logits`` (r, B, c), which are lost;
+    ``both`` (r, 2, c) is one, and the values."""
+    peak = logits.detach().amax(2, keepdim=True)
+    weights = logits.sub_(peak).to(both.dtype).clamp_(min=LOWEST_LOGIT).exp2_()
+    total, weighted = (both @ weights.transpose(1, 2)).unbind(1)
+    return peak[..., 0], total, weighted
+
+
+def _byte_state(queries: ByteQueries, group: list[Block]) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax state (peak, total, weighted), each (B, D), over a group of images."""
+
+    def update(_: Tensor, block: Block) -> SoftmaxState:
+        states, outputs = [], block.outputs(queries.constant.shape[1])
+        for (logits, lacking), both in zip(
+            queries.logits(block), outputs.split(queries.pixels), strict=True
+        ):
+            peak, total, weighted = _softmax(logits, both)
+            states.append((peak.double() + lacking[..., 0], total, weighted))
+        peak, total, weighted = (torch.cat(part).T for part in zip(*states, strict=True))
+        return SoftmaxState(peak / BITS, total, weighted)
+
+    found = _accumulate(update, queries.constant, group)
+    total, weighted = found.total.double(), found.weighted.double()
+    return found.peak + queries.constant, total, (2 * weighted + total) / 255
