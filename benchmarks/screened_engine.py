@@ -2,8 +2,8 @@
 
 Eight images in the ten official steps on Fashion-MNIST, all 60,000 training images where they are
 found, else the shipped 10,000. At every step of the exact trajectory the methods denoise the same
-noisy images one after the other, so that other work on the machine disturbs all alike; what counts
-is the process's CPU time. The literal formula (``local_engine.literal``) runs on the first 10,240
+noisy images one after the other, twice; what counts is the process's CPU time, the less of two,
+because other work on the machine disturbs them. The literal formula (``local_engine.literal``) runs on the first 10,240
 images only, and its time is scaled up to all of them: it handles batches of 512, all at one cost.
 The exact denoiser runs with its usual tolerance, and with one of 1e-3 ("rounded"). At last the
 screened denoiser samples on its own, and its images are compared with the exact ones.
@@ -63,10 +63,11 @@ def compare(
             "with_bound": lambda: screened.denoise_with_bound(x, sigma),
             "literal": lambda: literal(x, sigma, images[:fraction], known[sigma]),
         }
-        for name, method in methods.items():
+        for name, method in [*methods.items()] * 2:
             start = time.process_time()
             answers[name] = method()
-            row[f"cpu_{name}"] = time.process_time() - start
+            spent = time.process_time() - start
+            row[f"cpu_{name}"] = min(spent, row.get(f"cpu_{name}", spent))
         row["cpu_literal"] /= share
         wrong = (answers["screened"] - answers["exact"]).flatten(1)
         found = answers["with_bound"]

@@ -25,7 +25,7 @@ def spread(values: Tensor) -> Tensor:
     return values - values.mean(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_digits_are_the_rounded_numbers(count):
     values = torch.randn(5, 70, generator=torch.Generator().manual_seed(0)).double()
     values[0, :3] = torch.tensor([5.0, -5.0, 0.0])
@@ -123,7 +123,7 @@ def test_what_is_not_made_of_bytes_is_multiplied_in_floats(fashion, fashion_pca,
     # More pixels than float32 can add up exactly.
     large = load("fashion-mnist", n=4, size=48)
     assert LocalDenoiser(large, lambda _: masks.full(large.shape))._blocks is None
-    # So little noise that three digits would not do.
+    # So little noise, under so wide a mask, that float32 does not hold the rest.
     flat, weights = x.flatten(1).double(), masks.soft(fashion_pca, 1).double() / 2e-4
     assert byte_products.digits_needed(flat, weights, 0.01, tolerance=5e-6) is None
     # Gradients.

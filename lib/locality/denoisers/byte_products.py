@@ -1,7 +1,7 @@
 """Local logits as products of whole numbers, for small images of bytes.
 
 Pixels come as bytes, and processors with matrix units multiply bytes some eight times as fast as
-float32, and exactly. So the queries are written in whole numbers, too, of up to three digits in
+float32, and exactly. So the queries are written in whole numbers, too, of up to four digits in
 base 256, one product a digit: with three they are as precise as in float32. The products are dense:
 to leave out what a mask does not see would mean to copy what it sees, and copying bytes takes
 longer than multiplying them by zero.
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 # A sum of this many products of two bytes is less than 2^24, and exact in float32. More pixels
 # would make dense products slower than those that leave out what masks do not see, besides.
 PIXELS = 2**24 // 128**2
-ROWS = 1024  # of logits (output pixels times queries) at a time
+ROWS = 2048  # of logits (output pixels times queries) at a time
 STEP = 64  # products run fastest over a multiple of as many bytes
 MEMORY = 2**26  # bytes for the digits of the queries that are handled at a time
 # Logits are in units of log 2: a power of two takes less time than one of e.
@@ -75,13 +75,19 @@ def digits_needed(query: Tensor, weights: Tensor, sigma: float, *, tolerance: fl
     of the last digit, and a logit sums them up, times how far an image's pixels are from the
     others', CONTRAST. An error in the logits moves the answer by as much times the standard
     deviation of the images that the softmax mixes: 1 at most, and about sigma under little noise.
-    None if three digits would not do, which are all there are, or if ``query`` is not finite.
+    None if four digits would not do, which are all there are, if what all digits but the first add
+    up to is too large for float32, or if ``query`` is not finite.
     """
     if not bool(query.isfinite().all()):
         return None
     seen = math.sqrt(weights.count_nonzero(1).max().item())
-    for count in (1, 2, 3):
-        step = _scale(query, weights) / BITS * 255 / 2 / 256 ** (count - 1)
+    scale = _scale(query, weights) / BITS
+    # Two bytes have a standard deviation of 256 / sqrt(12) each, and the second digit counts a
+    # 256th of the first. Images may tie, so here the standard deviation is 1.
+    if 256 / 12 * seen * scale * 2**-24 > 2 * tolerance:
+        return None
+    for count in (1, 2, 3, 4):
+        step = scale * 255 / 2 / 256 ** (count - 1)
         if step / math.sqrt(12) * CONTRAST * seen * min(1.0, sigma) <= tolerance:
             return count
     return None
@@ -112,11 +118,11 @@ class ByteQueries:
         ]
         # The masks take part in products as images do: what is multiplied is on the other side.
         top = weights.max().item()
-        masks = _digits(weights, 3, top)
-        if not masks[1].any() and not masks[2].any():  # all weights alike
+        masks = _digits(weights, 4, top)
+        if not any(digit.any() for digit in masks[1:]):  # all weights alike
             masks = masks[:1]
         self.masks = [_pack(digit) for digit in masks]
-        self.mask_scales = [BITS * top / 127 / 255**2 * 256.0 ** (1 - i) for i in range(4)]
+        self.mask_scales = [BITS * top / 127 / 255**2 * 256.0 ** (1 - i) for i in range(5)]
         # What is left of sum_n W (2 x v - v^2 - x^2).
         self.constant = (2 * query / 255 - query.square() - MIDDLE / 255**2) @ weights.T
 
@@ -126,29 +132,28 @@ class ByteQueries:
         In units of log 2, (r, B, c) float32; and what all of them lack besides, (r, B, 1).
         """
         squares, rest = self._squares(block)
-        width, nothing = len(block.whole), torch.zeros(1)
+        width, lacking = len(block.whole), torch.zeros(1)
+        first = 1 if self.precise else len(self.scales)
         for digits, square, left in zip(
             self.rows, squares.split(self.pixels), rest.split(self.pixels), strict=True
         ):
-            if not self.precise:
-                found = _products(digits, [block.packed], self.scales, width)
-                yield found.view(len(square), self.queries, -1).sub_(square[:, None]), nothing
-                continue
-            # Whole numbers of the first scale, exact in float32, and less the largest small where
-            # they matter; so is the rest.
-            found = _products(digits[:1], [block.packed], self.scales, width)
-            found = found.view(len(square), self.queries, -1).sub_(square[:, None])
-            peak = found.amax(2, keepdim=True)
-            found.sub_(peak)
-            if len(digits) > 1:
-                others = _products(digits[1:], [block.packed], self.scales[1:], width)
-                found += others.view_as(found)
-            yield found.sub_(left[:, None]), peak
+            found = square[:, None].expand(-1, self.queries, -1).flatten(0, 1)
+            found = _products(digits[:first], [block.packed], self.scales, width, onto=found)
+            logits = found.view(len(square), self.queries, -1)
+            if self.precise:
+                # So far these are whole numbers of the first scale, and exact. Less the largest
+                # they are small where they matter, and so is the rest.
+                lacking = logits.amax(2, keepdim=True)
+                logits.sub_(lacking)
+                _products(digits[1:], [block.packed], self.scales[1:], width, onto=found)
+                logits.add_(left[:, None])
+            yield logits, lacking
 
     def _squares(self, block: Block) -> tuple[Tensor, Tensor]:
-        """What W sums up of v_k^2, less what ``constant`` has of it, and its rest, (D, c) float32.
+        """What W sums up of -v_k^2, less what ``constant`` has of it, (D, c) float32, and its rest.
 
-        Where that should be precise the first is made of whole numbers of the first scale.
+        Where that should be precise, the first is in whole numbers of the first scale; elsewhere
+        there is no rest.
         """
         odd = 2 * block.whole.to(torch.int16) + 1
         square = odd * odd  # 65,025 at most, if unsigned
@@ -156,15 +161,17 @@ class ByteQueries:
         digits = [((square ^ -(2**15)) >> 8).to(torch.int8), (square ^ 128).to(torch.int8)]
         width = len(self.constant[0])
         if not self.precise:
-            found = _products(digits, self.masks, self.mask_scales, width).T.contiguous()
+            found = _products(digits, self.masks, self.mask_scales, width).neg_().T.contiguous()
             return found, found
-        found = sum(
-            _products([digit], [mask], [1.0], width).double() * self.mask_scales[i + j]
-            for i, digit in enumerate(digits)
-            for j, mask in enumerate(self.masks)
-        ).T.contiguous()
-        whole = (found / self.scales[0]).round() * self.scales[0]
-        return whole.float(), (found - whole).float()
+        # In units of the first scale, in float64.
+        found = torch.zeros(len(square), width, dtype=torch.float64)
+        for i, digit in enumerate(digits):
+            for j, mask in enumerate(self.masks):
+                product = _products([digit], [mask], [1.0], width)
+                found.add_(product, alpha=-self.mask_scales[i + j] / self.scales[0])
+        return tuple(
+            (part.float() * self.scales[0]).T.contiguous() for part in (found.trunc(), found.frac())
+        )
 
 
 def _scale(query: Tensor, weights: Tensor) -> float:
@@ -183,7 +190,8 @@ def _digits(values: Tensor, count: int, largest: float) -> list[Tensor]:
     127 stands for ``largest``.
     """
     whole = (values * (127 * 256 ** (count - 1) / largest)).round_().to(torch.int32)
-    whole += 128 * sum(256**i for i in range(count))  # with 128 added to each, digits are bytes
+    # With 128 added to each, digits are the bytes of a number that has no sign.
+    whole += (128 * sum(256**i for i in range(count)) + 2**31) % 2**32 - 2**31
     places = whole.view(torch.uint8).view(*whole.shape, 4)  # the least significant is the first
     return [_padded((places[..., i] ^ 128).view(torch.int8)) for i in reversed(range(count))]
 
@@ -196,16 +204,23 @@ def _pack(whole: Tensor) -> Tensor:
     return torch.ops.onednn.qlinear_prepack(whole, [ROWS, whole.shape[1]])
 
 
-def _products(rows: list[Tensor], columns: list[Tensor], scales: list[float], width: int) -> Tensor:
+def _products(
+    rows: list[Tensor],
+    columns: list[Tensor],
+    scales: list[float],
+    width: int,
+    *,
+    onto: Tensor | None = None,
+) -> Tensor:
     """Products of all digits of ``rows`` (r, D) with all packed ones of ``columns`` (c, D).
 
     Digit i of one and j of the other count ``scales[i + j]``; ``width`` is c. The sum is (r, c)
-    float32. PyTorch offers such products as linear layers of quantised networks; these have no zero
-    points, no bias, and no function afterwards.
+    float32; with ``onto`` it is added to that, in place. PyTorch offers such products as linear
+    layers of quantised networks; these have no zero points, no bias, no function afterwards.
     """
     ones, zeros = torch.ones(width), torch.zeros(width, dtype=torch.int32)
     result = (None, 1.0, 0, torch.float32)
-    found = None
+    found = onto
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             layer = (row, scales[i + j], 0, column, ones, zeros)
