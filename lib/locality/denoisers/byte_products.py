@@ -83,8 +83,9 @@ def digits_needed(query: Tensor, weights: Tensor, sigma: float, *, tolerance: fl
     seen = math.sqrt(weights.count_nonzero(1).max().item())
     scale = _scale(query, weights) / BITS
     # Two bytes have a standard deviation of 256 / sqrt(12) each, and the second digit counts a
-    # 256th of the first. Images may tie, so here the standard deviation is 1.
-    if 256 / 12 * seen * scale * 2**-24 > 2 * tolerance:
+    # 256th of the first. Of the sums that matter the largest are several times as large, and take
+    # part in several additions: 16. Images may tie, so here the standard deviation is 1.
+    if 16 * 256 / 12 * seen * scale * 2**-24 > 2 * tolerance:
         return None
     for count in (1, 2, 3, 4):
         step = scale * 255 / 2 / 256 ** (count - 1)
