@@ -237,7 +237,7 @@ def test_local_does_not_depend_on_the_chunk(small, small_pca, noised, official_s
 
 
 @pytest.mark.usefixtures("products")
-@pytest.mark.parametrize("kind", ["pca", "soft"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_local_does_not_depend_on_the_chunk_of_few_images(
     small, small_pca, noised, official_sigmas, kind
 ):

@@ -163,7 +163,7 @@ class ByteQueries:
         width = len(self.constant[0])
         if not self.precise:
             found = _products(digits, self.masks, self.mask_scales, width).neg_().T.contiguous()
-            return found, found
+            return found, found.new_zeros(width, 0)
         # In units of the first scale, in float64.
         found = torch.zeros(len(square), width, dtype=torch.float64)
         for i, digit in enumerate(digits):
