@@ -100,6 +100,19 @@ RECIPES = {
             "components": (10, 30, 100),
         },
     ),
+    "cifar10": Recipe(
+        "cifar10",
+        10_000,
+        {"components": 30, "rank": 300, "pseudo_count": 300, "power": 0.25, "opening": 2.0},
+        {
+            "rounds": (0, 3),
+            "components": (10, 30, 100),
+            "power": (0.125, 0.25, 0.5),
+            "rank": (150, 300),
+            "pseudo_count": (100, 300, 1000),
+            "opening": (1.0, 2.0),
+        },
+    ),
     "celeba": Recipe(
         "celeba",
         None,

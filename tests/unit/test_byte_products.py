@@ -45,7 +45,7 @@ def test_products_of_the_largest_bytes_are_exact():
     rows = torch.full((3, byte_products.PIXELS), -128, dtype=torch.int8)
     rows[1], rows[2, ::2] = 127, 127
     packed = [byte_products._pack(rows)]
-    found = byte_products._products([rows], packed, [1.0], 3)
+    found = byte_products._products([rows], packed, [1.0], onto=torch.zeros(3, 3))
     assert torch.equal(found.double(), rows.double() @ rows.double().T)
 
 
@@ -65,7 +65,7 @@ def test_logits_are_those_of_the_formula(fashion, fashion_pca, noised, kind, pre
     found = found.transpose(0, 1) / byte_products.BITS + queries.constant[..., None]  # (B, D, N)
     error = (found - expected).abs().max().item()
     assert error < 2e-5 * expected.abs().max().item() ** 0.5, error
-    outputs = block.outputs(784)
+    outputs = block.outputs()
     assert torch.equal(outputs[:, 0], torch.ones(784, 90))
     values = (2 * outputs[:, 1].double() + 1) / 255
     assert (values - images.flatten(1).T.double()).abs().max() < 1e-6

@@ -8,7 +8,7 @@ longer than multiplying them by zero.
 
 ``LocalDenoiser``'s logits are sum_n W[m, n] (2 x[n] v_k[n] - v_k[n]^2) and a term that is the same
 for all images k; W is the mask over 2 sigma^2 T. Of an image v_k = (2 s_k + 1) / 255, with bytes
-s_k that run from -128 to 127. The first part is a product of s_k with the digits of 2 W x, the
+s_k that run from -128 to 127. The first part is a product of the digits of 2 W x with s_k, the
 second, the same for all queries, one of W's digits with those of (2 s_k + 1)^2.
 """
 
@@ -33,15 +33,19 @@ MIDDLE = 128 * 257  # (2 s + 1)^2 less this has two signed digits
 
 
 class Block(NamedTuple):
-    """Some training images."""
+    """Some training images, and what products need of them that does not depend on the query.
 
-    whole: Tensor  # (c, K) int8, their pixels' bytes, less 128, and zeros up to a multiple of STEP
-    packed: Tensor  # the same, laid out as the processor wants them
+    Packed is what is laid out as the processor wants it, with zeros up to a multiple of STEP.
+    """
 
-    def outputs(self, pixels: int) -> Tensor:
+    whole: Tensor  # (D, c) int8, their pixels' bytes s, less 128
+    packed: list[Tensor]  # the same, packed
+    squares: list[Tensor]  # the two digits of (2 s + 1)^2 - MIDDLE, packed
+
+    def outputs(self) -> Tensor:
         """One and the bytes of every pixel, (D, 2, c) float32."""
-        both = torch.ones(pixels, 2, len(self.whole))
-        both[:, 1] = self.whole.T[:pixels]
+        both = torch.ones(len(self.whole), 2, self.whole.shape[1])
+        both[:, 1] = self.whole
         return both
 
 
@@ -63,8 +67,12 @@ def blocks(images: Tensor, size: int) -> list[Block] | None:
         whole = values.round()
         if whole.min() < -128 or whole.max() > 127 or (values - whole).abs().max() > 1e-3:
             return None
-        whole = _padded(whole.to(torch.int8))
-        found.append(Block(whole, _pack(whole)))
+        whole = whole.to(torch.int16)
+        square = (2 * whole + 1) ** 2  # 65,025 at most, if unsigned
+        # Its bytes, less 128: as _digits, for two bytes in a way that takes less time.
+        squares = [(square ^ -(2**15)) >> 8, square ^ 128]
+        packed = [_pack(_padded(digit.to(torch.int8))) for digit in (whole, *squares)]
+        found.append(Block(whole.T.to(torch.int8).contiguous(), packed[:1], packed[1:]))
     return found
 
 
@@ -117,13 +125,12 @@ class ByteQueries:
             _digits((part[:, None] * (2 * query)).flatten(0, 1), count, top)
             for part in weights.split(self.pixels)
         ]
-        # The masks take part in products as images do: what is multiplied is on the other side.
         top = weights.max().item()
         masks = _digits(weights, 4, top)
         if not any(digit.any() for digit in masks[1:]):  # all weights alike
             masks = masks[:1]
-        self.masks = [_pack(digit) for digit in masks]
-        self.mask_scales = [BITS * top / 127 / 255**2 * 256.0 ** (1 - i) for i in range(5)]
+        self.masks = masks
+        self.mask_scales = [-BITS * top / 127 / 255**2 * 256.0 ** (1 - i) for i in range(5)]
         # What is left of sum_n W (2 x v - v^2 - x^2).
         self.constant = (2 * query / 255 - query.square() - MIDDLE / 255**2) @ weights.T
 
@@ -133,20 +140,20 @@ class ByteQueries:
         In units of log 2, (r, B, c) float32; and what all of them lack besides, (r, B, 1).
         """
         squares, rest = self._squares(block)
-        width, lacking = len(block.whole), torch.zeros(1)
+        lacking = torch.zeros(1)
         first = 1 if self.precise else len(self.scales)
         for digits, square, left in zip(
             self.rows, squares.split(self.pixels), rest.split(self.pixels), strict=True
         ):
             found = square[:, None].expand(-1, self.queries, -1).flatten(0, 1)
-            found = _products(digits[:first], [block.packed], self.scales, width, onto=found)
+            _products(digits[:first], block.packed, self.scales, onto=found)
             logits = found.view(len(square), self.queries, -1)
             if self.precise:
                 # So far these are whole numbers of the first scale, and exact. Less the largest
                 # they are small where they matter, and so is the rest.
                 lacking = logits.amax(2, keepdim=True)
                 logits.sub_(lacking)
-                _products(digits[1:], [block.packed], self.scales[1:], width, onto=found)
+                _products(digits[1:], block.packed, self.scales[1:], onto=found)
                 logits.add_(left[:, None])
             yield logits, lacking
 
@@ -156,23 +163,16 @@ class ByteQueries:
         Where that should be precise, the first is in whole numbers of the first scale; elsewhere
         there is no rest.
         """
-        odd = 2 * block.whole.to(torch.int16) + 1
-        square = odd * odd  # 65,025 at most, if unsigned
-        # Its bytes, less 128: as _digits, for two bytes in a way that takes less time.
-        digits = [((square ^ -(2**15)) >> 8).to(torch.int8), (square ^ 128).to(torch.int8)]
-        width = len(self.constant[0])
+        found = torch.zeros(block.whole.shape)
         if not self.precise:
-            found = _products(digits, self.masks, self.mask_scales, width).neg_().T.contiguous()
-            return found, found.new_zeros(width, 0)
-        # In units of the first scale, in float64.
-        found = torch.zeros(len(square), width, dtype=torch.float64)
-        for i, digit in enumerate(digits):
-            for j, mask in enumerate(self.masks):
-                product = _products([digit], [mask], [1.0], width)
-                found.add_(product, alpha=-self.mask_scales[i + j] / self.scales[0])
-        return tuple(
-            (part.float() * self.scales[0]).T.contiguous() for part in (found.trunc(), found.frac())
-        )
+            return _products(self.masks, block.squares, self.mask_scales, onto=found), found[:, :0]
+        exact = found.double()  # in units of the first scale
+        for i, mask in enumerate(self.masks):
+            for j, square in enumerate(block.squares):
+                product = _products([mask], [square], [1.0], onto=found.zero_())
+                exact.add_(product, alpha=self.mask_scales[i + j] / self.scales[0])
+        whole = exact.trunc()
+        return tuple(part.float().mul_(self.scales[0]) for part in (whole, exact.sub_(whole)))
 
 
 def _scale(query: Tensor, weights: Tensor) -> float:
@@ -206,29 +206,19 @@ def _pack(whole: Tensor) -> Tensor:
 
 
 def _products(
-    rows: list[Tensor],
-    columns: list[Tensor],
-    scales: list[float],
-    width: int,
-    *,
-    onto: Tensor | None = None,
+    rows: list[Tensor], columns: list[Tensor], scales: list[float], *, onto: Tensor
 ) -> Tensor:
     """Products of all digits of ``rows`` (r, D) with all packed ones of ``columns`` (c, D).
 
-    Digit i of one and j of the other count ``scales[i + j]``; ``width`` is c. The sum is (r, c)
-    float32; with ``onto`` it is added to that, in place. PyTorch offers such products as linear
-    layers of quantised networks; these have no zero points, no bias, no function afterwards.
+    Digit i of one and j of the other count ``scales[i + j]``; the sum is added to ``onto``, (r, c)
+    float32. PyTorch offers such products as linear layers of quantised networks; these have no
+    zero points, no bias, no function afterwards.
     """
-    ones, zeros = torch.ones(width), torch.zeros(width, dtype=torch.int32)
-    result = (None, 1.0, 0, torch.float32)
-    found = onto
+    ones, zeros = torch.ones(onto.shape[1]), torch.zeros(onto.shape[1], dtype=torch.int32)
+    result = (None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "")
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
-            layer = (row, scales[i + j], 0, column, ones, zeros)
-            if found is None:
-                found = torch.ops.onednn.qlinear_pointwise(*layer, *result, "none", [], "")
-            else:
-                found = torch.ops.onednn.qlinear_pointwise.binary(
-                    *layer, found, *result, 1.0, 0, "sum", 1.0, "none", [], ""
-                )
-    return found
+            torch.ops.onednn.qlinear_pointwise.binary(
+                row, scales[i + j], 0, column, ones, zeros, onto, *result
+            )
+    return onto

@@ -352,7 +352,7 @@ def _byte_state(queries: ByteQueries, group: list[Block]) -> tuple[Tensor, Tenso
     """Softmax state (peak, total, weighted), each (B, D), over a group of images."""
 
     def update(_: Tensor, block: Block) -> SoftmaxState:
-        states, outputs = [], block.outputs(queries.constant.shape[1])
+        states, outputs = [], block.outputs()
         for (logits, lacking), both in zip(
             queries.logits(block), outputs.split(queries.pixels), strict=True
         ):
