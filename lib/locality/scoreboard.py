@@ -92,6 +92,14 @@ MIXTURES = {
         "opening": 2.0,
         "rounds": 3,
     },
+    "cifar10": {
+        "components": 30,
+        "rank": 300,
+        "pseudo_count": 300,
+        "power": 0.25,
+        "opening": 2.0,
+        "rounds": 3,
+    },
     "celeba": {
         "components": 100,
         "rank": 200,
@@ -122,6 +130,12 @@ PATCHES = {
         "components": 100,
         "pseudo_count": 50,
     },
+    "cifar10": {
+        "share": 0.75,
+        "side": 5,
+        "components": 100,
+        "pseudo_count": 50,
+    },
     "celeba": {
         "share": 0.5,
         "side": 5,
@@ -140,7 +154,7 @@ SHARP = {
     "mnist": {"share": 0.5, "weight": 0.4},
     "cifar10-gray": {"share": 1.0, "weight": 0.2},
 }
-# Sets for which nothing was chosen, and whose parameters they take: other sets Fashion-MNIST's.
+# Sets for which not everything was chosen, and whose parameters they take: others Fashion-MNIST's.
 KINDRED = {"cifar10": "cifar10-gray", "afhq-cat": "celeba"}
 # Faces and cats have no classes to tell apart: features of coloured objects must do for them.
 JUDGES = {"celeba": "cifar10", "afhq-cat": "cifar10"}

@@ -175,22 +175,23 @@ class LocalDenoiser:
         dtype, exact = weights.dtype, precise_dtype(x.device)
         # Output pixels in the order of the tiles, so that a tile's are a slice.
         order = torch.cat([part.rows for tile in tiles for part in tile.parts])
-        ordered = weights[order]
         sizes = [sum(len(part.rows) for part in tile.parts) for tile in tiles]
         bases = torch.stack([tile.base for tile in tiles])  # (T, D)
         any_base = bool(bases.any())
+        centre = self.centre.view(-1, 1).to(dtype)
 
         def update(query: Tensor, chunk: Tensor) -> SoftmaxState:
-            values = (chunk.to(dtype) - self.centre).flatten(1).T
-            values = F.pad(values, (0, BLOCK - len(chunk))).contiguous()  # (D, BLOCK)
+            # What fills the block up has no part in what is kept.
+            values = F.pad(chunk.flatten(1).T, (0, BLOCK - len(chunk))) - centre  # (D, BLOCK)
             double = 2 * BITS * query
             shared = query.new_zeros(len(tiles), len(query), 1)
             if any_base:
                 shared = (double * bases[:, None]).flatten(0, 1) @ values
                 shared = shared.view(len(tiles), len(query), -1)  # (T, B, c)
-            squares = (BITS * ordered @ values.square()).split(sizes)
+                squares = BITS * bases @ values.square()
+                shared = shared - squares[:, None]
             outputs = values.index_select(0, order)[:, : len(chunk)].split(sizes)
-            together = zip(shared, tiles, squares, outputs, strict=True)
+            together = zip(shared, tiles, outputs, strict=True)
             states = [_one_tile(double, values, *parts) for parts in together]
             peak, total, weighted = (torch.cat(part).T for part in zip(*states, strict=True))
             return SoftmaxState(peak / BITS, total, weighted)
@@ -270,7 +271,7 @@ class LocalDenoiser:
                     used = [(weights[rows] != base).any(0).nonzero()[:, 0] for rows in parts]
                     tiles.append((base, list(zip(parts, used, strict=True))))
                     for rows, cols in tiles[-1][1]:
-                        cost += (len(rows) * queries + COPY) * len(cols) + HANDLING
+                        cost += (len(rows) * (queries + 1) + COPY) * len(cols) + HANDLING
                 if cost < best_cost:
                     best, best_cost = tiles, cost
         return [
@@ -315,26 +316,27 @@ def _accumulate(
 
 
 def _one_tile(
-    double: Tensor, values: Tensor, shared: Tensor, tile: Tile, squares: Tensor, outputs: Tensor
+    double: Tensor, values: Tensor, shared: Tensor, tile: Tile, outputs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax state (peak, total, weighted), each (r, B), of a tile for one chunk of images.
 
     ``double`` (B, D) is twice the queries and ``values`` (D, c) the images, counted from the
-    centre; ``shared`` (B, c) is their product under the tile's base; ``squares`` (r, c) is what the
-    tile's masks sum up of ``values`` squared, and ``outputs`` (r, count) its own pixels of the
-    images, which are the first ``count`` of the c columns.
+    centre; ``shared`` (B, c) is what the logits have under the tile's base, and ``outputs``
+    (r, count) the tile's own pixels of the images, the first ``count`` of the c columns.
     """
+    seen = [values.index_select(0, cols) for _, cols, _ in tile.parts]  # (n, c) each
+    squares = [part.weights @ own.square() for part, own in zip(tile.parts, seen, strict=True)]
+    squares = BITS * torch.cat(squares)  # (r, c)
+    both = torch.stack([torch.ones_like(outputs), outputs], 1).float()  # (r, 2, count)
     states = []
     group = max(1, ROWS // len(squares))
     for q, base in zip(double.split(group), shared.split(group), strict=True):
         logits = base - squares[:, None]  # (r, b, c)
         start = 0
-        for rows, cols, weights in tile.parts:
+        for (rows, cols, weights), own in zip(tile.parts, seen, strict=True):
             masked = q.index_select(1, cols) * weights[:, None]  # (rows, b, n)
-            own = logits[start : start + len(rows)].flatten(0, 1)
-            own.addmm_(masked.flatten(0, 1), values.index_select(0, cols))
+            logits[start : start + len(rows)].flatten(0, 1).addmm_(masked.flatten(0, 1), own)
             start += len(rows)
-        both = torch.stack([torch.ones_like(outputs), outputs], 1).float()  # (r, 2, count)
         states.append(_softmax(logits[..., : outputs.shape[1]], both))
     return tuple(torch.cat(parts, 1) for parts in zip(*states, strict=True))
 
