@@ -1,16 +1,18 @@
 """How sharp can a mixture be, and how well does it still predict then?
 
 The Wiener mixture predicts the UNet best, and its samples are blurred. Two things sharpen them:
-half of the answer, or all of it, from the local softmax below sigma = 3, and guidance, a step
-further away from the Wiener filter (`locality.scoreboard.guided`). For every setting: r2 with the
-UNet's samples and the Frechet distance to real images, from 64 noises of their own (seeds 1000 to
-1063), on the sets whose classifier is in the zoo. Chosen is the setting of the largest r2 among
+half of the answer, or more, from a sharper partner at low noise (the local softmax below sigma = 3,
+or PSPC with published sides below 1), and guidance, a step further away from the Wiener filter
+(`locality.scoreboard.guided`). For every setting: r2 with the UNet's samples and the Frechet
+distance to real images, from 64 noises of their own (seeds 1000 to 1063). In colour, where the
+local softmax takes long, PSPC is the only partner. Chosen is the setting of the largest r2 among
 those that are at least as sharp as the local denoiser; where there is none, the sharpest. What is
 chosen stands in `locality.scoreboard`, which scores it on other seeds.
 
     LOCALITY_DATA=PATH python experiments/tune_sharpness.py [SET ...]
 
-Writes results/sharpness-SET.json.
+Writes results/sharpness-SET.json after every setting. Resumable: what is there is skipped, unless
+the network, the number of images or the seeds have changed.
 """
 
 import argparse
@@ -23,25 +25,33 @@ from locality import scoreboard, zoo
 from locality.denoisers import Denoiser
 from locality.metrics import frechet_distance, r2
 from locality.sampling import ddim
-from locality.scoreboard import SHARP_BELOW, SHARP_TAU, Bench, guided, sharpened
+from locality.scoreboard import PARTNER_BELOW, SHARP_TAU, Bench, guided, paired
 from locality.training import write_atomically
 
-SETS = ("fashion-mnist", "mnist", "cifar10-gray")
-SEEDS, IMAGES = range(1000, 1064), 10_000
+# Training images that the methods hold, None for all.
+SETS = {"fashion-mnist": 10_000, "mnist": 10_000, "cifar10-gray": 10_000}
+SETS |= {"cifar10": 10_000, "celeba": None, "afhq-cat": None}
+SEEDS = range(1000, 1064)
 LOCAL = f"local-{SHARP_TAU}"
 
 
-def settings(made: dict) -> Iterator[tuple[dict, Denoiser]]:
+def settings(made: dict, *, grey: bool) -> Iterator[tuple[dict, Denoiser]]:
     """What is tried: parameters and denoiser."""
-    wiener, mixture, local = (made[name]() for name in ("wiener", "wiener-mixture", LOCAL))
-    patches = made["wiener-mixture-patch"]()
-    for weight in (0.0, 0.4, 0.7, 1.0):
-        yield {"partner": "patches", "weight": weight}, guided(patches, wiener, weight)
-    for share in (0.5, 1.0):
-        for weight in (0.0, 0.2, 0.4, 0.7):
-            dials = {"share": share, "weight": weight}
-            about = {"partner": LOCAL, "below": SHARP_BELOW, **dials}
-            yield about, sharpened(mixture, local, wiener, **dials)
+    wiener, mixture = made["wiener"](), made["wiener-mixture"]()
+    if grey:
+        patches = made["wiener-mixture-patch"]()
+        for weight in (0.0, 0.4, 0.7, 1.0):
+            yield {"partner": "patches", "weight": weight}, guided(patches, wiener, weight)
+    dials = [("pspc-square", PARTNER_BELOW, (0.5, 1.0), (0.0, 0.2, 0.4, 0.6))]
+    if grey:
+        dials.append((LOCAL, 3.0, (0.5, 1.0), (0.0, 0.2, 0.4, 0.7)))
+    for partner, below, shares, weights in dials:
+        denoiser = made[partner]()
+        for share in shares:
+            pair = paired(mixture, denoiser, share, below=below)
+            for weight in weights:
+                about = {"partner": partner, "below": below, "share": share, "weight": weight}
+                yield about, guided(pair, wiener, weight)
 
 
 def measure(denoiser: Denoiser, bench: Bench) -> dict[str, float]:
@@ -55,25 +65,38 @@ def measure(denoiser: Denoiser, bench: Bench) -> dict[str, float]:
 
 def tune(name: str) -> None:
     """Try everything on one data set and write what came out."""
-    bench = scoreboard.prepare(f"unet/{name}", images=IMAGES, seeds=2, queries=2)
-    bench = reseed(bench, SEEDS)
+    bench = scoreboard.prepare(f"unet/{name}", images=SETS[name], seeds=2, queries=2)
+    bench, path = reseed(bench, SEEDS), RESULTS / f"sharpness-{name}.json"
     made = scoreboard.methods(bench)
-    report = {
+    about = {
         "network_sha256": zoo.card(f"unet/{name}")["sha256"],
-        "images": IMAGES,
+        "images": len(bench.train),
         "seeds": [SEEDS.start, SEEDS.stop - 1],
-        "rivals": {m: measure(made[m](), bench) for m in ("unet", "wiener", LOCAL)},
-        "tried": [],
     }
-    for about, denoiser in settings(made):
-        report["tried"].append(about | measure(denoiser, bench))
-        print(name, report["tried"][-1], flush=True)
+    report = about | {"rivals": {}, "tried": []}
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        if about.items() <= earlier.items():
+            report = earlier
+
+    def keep() -> None:
+        text = json.dumps(report, indent=1) + "\n"
+        write_atomically(path, lambda part: part.write_text(text))
+
+    for method in ("unet", "wiener", LOCAL):
+        if method not in report["rivals"]:
+            report["rivals"][method] = measure(made[method](), bench)
+            keep()
+    for dials, denoiser in settings(made, grey=bench.train.shape[0] == 1):
+        if not any(dials.items() <= row.items() for row in report["tried"]):
+            report["tried"].append(dials | measure(denoiser, bench))
+            print(name, report["tried"][-1], flush=True)
+            keep()
     bound = report["rivals"][LOCAL]["frechet"]
     sharp = [row for row in report["tried"] if row["frechet"] <= bound]
     sharpest = min(report["tried"], key=lambda row: row["frechet"])
     report["chosen"] = max(sharp, key=lambda row: row["r2"]) if sharp else sharpest
-    text = json.dumps(report, indent=1) + "\n"
-    write_atomically(RESULTS / f"sharpness-{name}.json", lambda part: part.write_text(text))
+    keep()
     print(name, "chosen:", report["chosen"], "local:", report["rivals"][LOCAL])
 
 

@@ -110,7 +110,7 @@ MIXTURES = {
     },
 }
 # Below PARTNER_BELOW a partner has a share in the mixture's answer: a mixture of patches, chosen
-# there, too, or a local softmax under soft masks.
+# there, too, a local softmax under soft masks, or PSPC with published sides.
 PATCHES = {
     "fashion-mnist": {
         "share": 0.5,
@@ -143,19 +143,18 @@ PATCHES = {
         "pseudo_count": 50,
     },
 }
-PARTNER_BELOW, SOFT_SHARE = 1.0, 0.5
-# As sharp as the local denoiser, or nearly: below SHARP_BELOW the local denoiser has a share in the
+PARTNER_BELOW, SOFT_SHARE, PSPC_SHARE = 1.0, 0.5, 0.5
+# As sharp as the local denoiser, or nearly: below a noise level a partner has a share in the
 # mixture's answer, and all is guided away from the Wiener filter. Chosen by
-# experiments/tune_sharpness.py, for grey images. Coloured ones, whose local denoiser takes long,
-# have the parameters of a kindred set, or of the digits.
-SHARP_BELOW, SHARP_TAU = 3.0, 0.05
+# experiments/tune_sharpness.py, on seeds that are not scored.
+SHARP_TAU = 0.05
 SHARP = {
-    "fashion-mnist": {"share": 1.0, "weight": 0.2},
-    "mnist": {"share": 0.5, "weight": 0.4},
-    "cifar10-gray": {"share": 1.0, "weight": 0.2},
+    "fashion-mnist": {"partner": "local-0.05", "below": 3.0, "share": 1.0, "weight": 0.2},
+    "mnist": {"partner": "local-0.05", "below": 3.0, "share": 0.5, "weight": 0.4},
+    "cifar10-gray": {"partner": "local-0.05", "below": 3.0, "share": 1.0, "weight": 0.2},
 }
-# Sets for which not everything was chosen, and whose parameters they take: others Fashion-MNIST's.
-KINDRED = {"cifar10": "cifar10-gray", "afhq-cat": "celeba"}
+# Sets for which no mixture was chosen, and whose parameters they take: other sets Fashion-MNIST's.
+KINDRED = {"afhq-cat": "celeba"}
 # Faces and cats have no classes to tell apart: features of coloured objects must do for them.
 JUDGES = {"celeba": "cifar10", "afhq-cat": "cifar10"}
 RELEASED_BATCH = 512  # images a batch in the paper's released code
@@ -293,12 +292,9 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         "wiener-mixture-patch": lambda: with_patches(
             _mixture(bench), images, **chosen(PATCHES, data)
         ),
-        "wiener-mixture-sharp": lambda: sharpened(
-            _mixture(bench),
-            made[f"local-{SHARP_TAU}"](),
-            made["wiener"](),
-            **SHARP.get(KINDRED.get(data, data), SHARP["mnist"]),
-        ),
+        # No parameter of this pair was chosen for any set.
+        "wiener-mixture-pspc": lambda: paired(_mixture(bench), made["pspc-square"](), PSPC_SHARE),
+        "wiener-mixture-sharp": lambda: sharpened(made, **chosen(SHARP, data)),
         "pspc-square": lambda: PSPCDenoiser(
             images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
         ),
@@ -369,10 +365,16 @@ def guided(denoiser: Denoiser, weaker: Denoiser, weight: float) -> Denoiser:
 
 
 def sharpened(
-    mixture: Denoiser, local: Denoiser, wiener: Denoiser, *, share: float, weight: float
+    made: dict[str, Callable[[], Denoiser]],
+    partner: str,
+    *,
+    below: float,
+    share: float,
+    weight: float,
 ) -> Denoiser:
-    """``mixture``, paired with ``local`` below SHARP_BELOW and guided away from ``wiener``."""
-    return guided(paired(mixture, local, share, below=SHARP_BELOW), wiener, weight)
+    """The mixture, paired with a method and guided away from the Wiener filter; see `methods`."""
+    pair = paired(made["wiener-mixture"](), made[partner](), share, below=below)
+    return guided(pair, made["wiener"](), weight)
 
 
 def with_patches(
@@ -391,7 +393,7 @@ def _mixture(bench: Bench) -> WienerMixtureDenoiser:
 
 
 def chosen(table: dict[str, dict], data: str) -> dict:
-    """The parameters in MIXTURES or PATCHES that a data set takes."""
+    """The parameters in MIXTURES, PATCHES or SHARP that a data set takes."""
     return dict(table.get(data) or table[KINDRED.get(data, "fashion-mnist")])
 
 

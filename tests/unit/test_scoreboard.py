@@ -128,7 +128,9 @@ def test_a_partner_helps_the_mixture_at_low_noise_only():
 def test_the_sharpened_mixtures_are_those_that_were_chosen_on_other_seeds(data):
     found = json.loads((ROOT / f"experiments/results/sharpness-{data}.json").read_text())
     assert found["network_sha256"] == zoo.card(f"unet/{data}")["sha256"]
-    assert {key: found["chosen"][key] for key in ("share", "weight")} == scoreboard.SHARP[data]
+    chosen = found["chosen"]
+    assert {key: chosen[key] for key in scoreboard.SHARP[data]} == scoreboard.SHARP[data]
+    assert set(chosen) - set(scoreboard.SHARP[data]) == {"r2", "frechet"}, "nothing else was turned"
     assert min(found["seeds"]) >= 1000 > scoreboard.SEED
 
 

@@ -62,21 +62,27 @@ def draw_sharpness(found: dict[str, dict]) -> Figure:
     """r2 with the UNet against Frechet distance, a panel for each of ``sharpness``'s data sets."""
     lines = {
         "mixture + patches": ("patches", None),
-        "half local": (LOCAL, 0.5),
+        "half PSPC below 1": ("pspc-square", 0.5),
+        "PSPC below 1": ("pspc-square", 1.0),
+        "half local below 3": (LOCAL, 0.5),
         "local below 3": (LOCAL, 1.0),
     }
-    figure, axes = plt.subplots(1, len(found), figsize=(9.6, 3.3), squeeze=False)
-    for axis, (name, report) in zip(axes[0], found.items(), strict=True):
-        for (label, way), marker in zip(lines.items(), "osD", strict=True):
+    figure, axes = plt.subplots(2, -(-len(found) // 2), figsize=(9.6, 6.2), squeeze=False)
+    for axis, (name, report) in zip(axes.flat, found.items(), strict=True):
+        for i, (label, way) in enumerate(lines.items()):
             rows = [r for r in report["tried"] if (r["partner"], r.get("share")) == way]
-            points = zip(*((r["r2"], r["frechet"]) for r in rows), strict=True)
-            axis.plot(*points, marker=marker, ms=4, label=label)
+            if rows:  # in colour not every partner was tried
+                points = zip(*((r["r2"], r["frechet"]) for r in rows), strict=True)
+                axis.plot(*points, marker="o^vsD"[i], ms=4, color=f"C{i}", label=label)
         masked = report["rivals"][LOCAL]
         axis.plot(masked["r2"], masked["frechet"], "X", ms=9, color=INK, label="local, tau 0.05")
         axis.axhline(report["rivals"]["unet"]["frechet"], color=INK, lw=1, ls="--")
-        axis.set(title=name, xlabel="r2 with the UNet's samples", yscale="log")
+        axis.set(title=name, yscale="log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
-    axes[0, 0].set_ylabel("Frechet distance, log scale")
-    axes[0, -1].legend(fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("Frechet distance, log scale")
+    for axis in axes[-1]:
+        axis.set_xlabel("r2 with the UNet's samples")
+    axes[0, 0].legend(fontsize=8)
     return figure

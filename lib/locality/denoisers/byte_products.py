@@ -38,14 +38,14 @@ class Block(NamedTuple):
     Packed is what is laid out as the processor wants it, with zeros up to a multiple of STEP.
     """
 
-    whole: Tensor  # (D, c) int8, their pixels' bytes s, less 128
-    packed: list[Tensor]  # the same, packed
+    images: Tensor  # (c, D), no copy
+    packed: list[Tensor]  # their pixels' bytes s, less 128, packed
     squares: list[Tensor]  # the two digits of (2 s + 1)^2 - MIDDLE, packed
 
     def outputs(self) -> Tensor:
-        """One and the bytes of every pixel, (D, 2, c) float32."""
-        both = torch.ones(len(self.whole), 2, self.whole.shape[1])
-        both[:, 1] = self.whole
+        """One and the value of every pixel, (D, 2, c) float32."""
+        both = torch.ones(self.images.shape[1], 2, len(self.images))
+        both[:, 1] = self.images.T
         return both
 
 
@@ -72,7 +72,7 @@ def blocks(images: Tensor, size: int) -> list[Block] | None:
         # Its bytes, less 128: as _digits, for two bytes in a way that takes less time.
         squares = [(square ^ -(2**15)) >> 8, square ^ 128]
         packed = [_pack(_padded(digit.to(torch.int8))) for digit in (whole, *squares)]
-        found.append(Block(whole.T.to(torch.int8).contiguous(), packed[:1], packed[1:]))
+        found.append(Block(part, packed[:1], packed[1:]))
     return found
 
 
@@ -163,7 +163,7 @@ class ByteQueries:
         Where that should be precise, the first is in whole numbers of the first scale; elsewhere
         there is no rest.
         """
-        found = torch.zeros(block.whole.shape)
+        found = torch.zeros(block.images.T.shape)
         if not self.precise:
             return _products(self.masks, block.squares, self.mask_scales, onto=found), found[:, :0]
         exact = found.double()  # in units of the first scale

@@ -364,5 +364,4 @@ def _byte_state(queries: ByteQueries, group: list[Block]) -> tuple[Tensor, Tenso
         return SoftmaxState(peak / BITS, total, weighted)
 
     found = _accumulate(update, queries.constant, group)
-    total, weighted = found.total.double(), found.weighted.double()
-    return found.peak + queries.constant, total, (2 * weighted + total) / 255
+    return found.peak + queries.constant, found.total.double(), found.weighted.double()

@@ -195,7 +195,7 @@ class ScreenedLocalDenoiser:
             scores = (sample + noise[1, ::stride]).topk(min(many, sample.shape[2]), dim=2).values
             # About as many images weigh: (sum u)^2 / sum u^2. If these are more than can be drawn,
             # they weigh nearly alike, and fewer show what all do.
-            u = sample.exp()
+            u = sample.clamp(min=LOWEST_LOGIT).exp_()  # subnormal numbers take long
             alike = stride * u.sum(2).square() / u.square().sum(2) > keep  # (T, B)
             few = scores[..., max(1, many // FEWER) - 1]
             threshold = torch.where(alike, few, scores[..., -1])[..., None]
@@ -231,8 +231,8 @@ class ScreenedLocalDenoiser:
             if len(tiles) == 1:
                 sums[0] += part[0] @ chunk
                 continue
-            columns = chunk.T.contiguous().index_select(0, index.flatten())
-            sums.baddbmm_(part, columns.view(*index.shape, -1).transpose(1, 2))
+            columns = chunk.index_select(1, index.flatten()).view(-1, *index.shape)  # (c, T, r)
+            sums.baddbmm_(part, columns.transpose(0, 1))
         return total, [found[:, : len(rows)] for found, rows in zip(sums, tiles, strict=True)]
 
 
