@@ -39,7 +39,7 @@ GROWTH = {
     "queries": (4, 8, 16, 32),
 }
 COLOUR = ("cifar10:cifar10-lossless-4k", "celeba")
-REPEATS = 3
+REPEATS = 9
 COLOUR_SAMPLES, COLOUR_FRACTION = 8, 1024
 
 
