@@ -146,12 +146,13 @@ PATCHES = {
 PARTNER_BELOW, SOFT_SHARE, PSPC_SHARE = 1.0, 0.5, 0.5
 # As sharp as the local denoiser, or nearly: below a noise level a partner has a share in the
 # mixture's answer, and all is guided away from the Wiener filter. Chosen by
-# experiments/tune_sharpness.py, on seeds that are not scored.
+# experiments/tune_sharpness.py, on seeds that are not scored; other sets take those of the digits.
 SHARP_TAU = 0.05
 SHARP = {
     "fashion-mnist": {"partner": "local-0.05", "below": 3.0, "share": 1.0, "weight": 0.2},
     "mnist": {"partner": "local-0.05", "below": 3.0, "share": 0.5, "weight": 0.4},
     "cifar10-gray": {"partner": "local-0.05", "below": 3.0, "share": 1.0, "weight": 0.2},
+    "cifar10": {"partner": "pspc-square", "below": 1.0, "share": 0.5, "weight": 0.4},
 }
 # Sets for which no mixture was chosen, and whose parameters they take: other sets Fashion-MNIST's.
 KINDRED = {"afhq-cat": "celeba"}
@@ -294,7 +295,7 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         ),
         # No parameter of this pair was chosen for any set.
         "wiener-mixture-pspc": lambda: paired(_mixture(bench), made["pspc-square"](), PSPC_SHARE),
-        "wiener-mixture-sharp": lambda: sharpened(made, **chosen(SHARP, data)),
+        "wiener-mixture-sharp": lambda: sharpened(made, **SHARP.get(data, SHARP["mnist"])),
         "pspc-square": lambda: PSPCDenoiser(
             images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
         ),
@@ -393,7 +394,7 @@ def _mixture(bench: Bench) -> WienerMixtureDenoiser:
 
 
 def chosen(table: dict[str, dict], data: str) -> dict:
-    """The parameters in MIXTURES, PATCHES or SHARP that a data set takes."""
+    """The parameters in MIXTURES or PATCHES that a data set takes."""
     return dict(table.get(data) or table[KINDRED.get(data, "fashion-mnist")])
 
 
