@@ -26,6 +26,26 @@ COLOURS = {
     "DiT": "#777777",
     "linear": "#56B4E9",
 }
+# What figures and tables call the methods of `locality.scoreboard`, in the order of the figures.
+METHODS = {
+    "unet": "UNet",
+    "dit": "DiT",
+    "wiener-mixture": "Wiener mixture",
+    "wiener-mixture-patch": "mixture + patches",
+    "wiener-mixture-pspc": "mixture + PSPC",
+    "local-0.05": "local, tau 0.05",
+    "pspc-calibrated": "PSPC, fitted",
+    "ls-calibrated": "LS, fitted",
+    "pspc-square": "PSPC",
+    "soft": "local, soft",
+    "local-0.005": "local, tau 0.005",
+    "released-0.005": "released code",
+    "wiener": "Wiener",
+    "ls-published": "LS",
+    "sigma-cfdm-2": "sigma-CFDM",
+    "nearest": "nearest image",
+    "optimal": "optimal",
+}
 OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 
 
