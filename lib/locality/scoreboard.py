@@ -293,7 +293,7 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         "wiener-mixture-patch": lambda: with_patches(
             _mixture(bench), images, **chosen(PATCHES, data)
         ),
-        # No parameter of this pair was chosen for any set.
+        # One share for all sets: the better of those in experiments/tune_sharpness.py.
         "wiener-mixture-pspc": lambda: paired(_mixture(bench), made["pspc-square"](), PSPC_SHARE),
         "wiener-mixture-sharp": lambda: sharpened(made, **SHARP.get(data, SHARP["mnist"])),
         "pspc-square": lambda: PSPCDenoiser(
