@@ -18,6 +18,8 @@ the network, the number of images or the seeds have changed.
 import argparse
 import json
 from collections.abc import Iterator
+from functools import cache
+from itertools import product
 
 from tune_mixture import RESULTS, reseed
 
@@ -25,7 +27,7 @@ from locality import scoreboard, zoo
 from locality.denoisers import Denoiser
 from locality.metrics import frechet_distance, r2
 from locality.sampling import ddim
-from locality.scoreboard import PARTNER_BELOW, SHARP_TAU, Bench, guided, paired
+from locality.scoreboard import PARTNER_BELOW, SHARP_TAU, Bench, guided, sharpened
 from locality.training import write_atomically
 
 SETS = ("fashion-mnist", "mnist", "cifar10-gray", "cifar10")
@@ -35,21 +37,17 @@ LOCAL = f"local-{SHARP_TAU}"
 
 def settings(made: dict, *, grey: bool) -> Iterator[tuple[dict, Denoiser]]:
     """What is tried: parameters and denoiser."""
-    wiener, mixture = made["wiener"](), made["wiener-mixture"]()
     if grey:
-        patches = made["wiener-mixture-patch"]()
+        wiener, patches = made["wiener"](), made["wiener-mixture-patch"]()
         for weight in (0.0, 0.4, 0.7, 1.0):
             yield {"partner": "patches", "weight": weight}, guided(patches, wiener, weight)
     dials = [("pspc-square", PARTNER_BELOW, (0.5, 1.0), (0.0, 0.2, 0.4, 0.6))]
     if grey:
         dials.append((LOCAL, 3.0, (0.5, 1.0), (0.0, 0.2, 0.4, 0.7)))
     for partner, below, shares, weights in dials:
-        denoiser = made[partner]()
-        for share in shares:
-            pair = paired(mixture, denoiser, share, below=below)
-            for weight in weights:
-                about = {"partner": partner, "below": below, "share": share, "weight": weight}
-                yield about, guided(pair, wiener, weight)
+        for share, weight in product(shares, weights):
+            about = {"partner": partner, "below": below, "share": share, "weight": weight}
+            yield about, sharpened(made, **about)
 
 
 def measure(denoiser: Denoiser, bench: Bench) -> dict[str, float]:
@@ -65,7 +63,7 @@ def tune(name: str) -> None:
     """Try everything on one data set and write what came out."""
     bench = scoreboard.prepare(f"unet/{name}", images=IMAGES, seeds=2, queries=2)
     bench, path = reseed(bench, SEEDS), RESULTS / f"sharpness-{name}.json"
-    made = scoreboard.methods(bench)
+    made = {method: cache(make) for method, make in scoreboard.methods(bench).items()}
     about = {
         "network_sha256": zoo.card(f"unet/{name}")["sha256"],
         "images": IMAGES,
