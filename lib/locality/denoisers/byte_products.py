@@ -1,4 +1,4 @@
-"""Local logits as products of whole numbers, for small images of bytes.
+"""Local logits as products of whole numbers, for images of bytes.
 
 Pixels come as bytes, and processors with matrix units multiply bytes some eight times as fast as
 float32, and exactly. So the queries are written in whole numbers, too, of up to four digits in
@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# A sum of this many products of two bytes is less than 2^24, and exact in float32. More pixels
-# would make dense products slower than those that leave out what masks do not see, besides.
-PIXELS = 2**24 // 128**2
+LARGEST = 2**12  # pixels of an image: more would need a gigabyte for the mask and its digits
+EXACT = 2**24 // 128**2  # the sum of so many products of two bytes is exact in float32
 ROWS = 2048  # of logits (output pixels times queries) at a time
 STEP = 64  # products run fastest over a multiple of as many bytes
-MEMORY = 2**26  # bytes for the digits of the queries that are handled at a time
+MEMORY = 2**26  # bytes for the digits of the queries, for as many output pixels at a time
 # Logits are in units of log 2: a power of two takes less time than one of e.
 BITS = 1 / math.log(2)
 CONTRAST = 0.5  # standard deviation of a pixel over the images of a set, about
@@ -42,10 +41,11 @@ class Block(NamedTuple):
     packed: list[Tensor]  # their pixels' bytes s, less 128, packed
     squares: list[Tensor]  # the two digits of (2 s + 1)^2 - MIDDLE, packed
 
-    def outputs(self) -> Tensor:
-        """One and the value of every pixel, (D, 2, c) float32."""
-        both = torch.ones(self.images.shape[1], 2, len(self.images))
-        both[:, 1] = self.images.T
+    def outputs(self, pixels: slice) -> Tensor:
+        """One and the value of every one of ``pixels``, (r, 2, c) float32."""
+        values = self.images[:, pixels].T
+        both = torch.ones(len(values), 2, len(self.images))
+        both[:, 1] = values
         return both
 
 
@@ -76,7 +76,9 @@ def blocks(images: Tensor, size: int) -> list[Block] | None:
     return found
 
 
-def digits_needed(query: Tensor, weights: Tensor, sigma: float, *, tolerance: float) -> int | None:
+def digits_needed(
+    query: Tensor, weights: Tensor, sigma: float, *, tolerance: float, precise: bool
+) -> int | None:
     """How many digits of ``query`` (B, D) under ``weights`` (D, D) keep errors below ``tolerance``.
 
     By an estimate. Rounding leaves each of a mask's pixels an error that is uniform over one step
@@ -84,11 +86,13 @@ def digits_needed(query: Tensor, weights: Tensor, sigma: float, *, tolerance: fl
     others', CONTRAST. An error in the logits moves the answer by as much times the standard
     deviation of the images that the softmax mixes: 1 at most, and about sigma under little noise.
     None if four digits would not do, which are all there are, if what all digits but the first add
-    up to is too large for float32, or if ``query`` is not finite.
+    up to is too large for float32, if ``query`` is not finite, or if first digits should be
+    ``precise`` (see ``ByteQueries``) and a mask sees too many pixels for that.
     """
-    if not bool(query.isfinite().all()):
+    seen = weights.count_nonzero(1).max().item()
+    if not bool(query.isfinite().all()) or (precise and seen > EXACT):
         return None
-    seen = math.sqrt(weights.count_nonzero(1).max().item())
+    seen = math.sqrt(seen)
     scale = _scale(query, weights) / BITS
     # Two bytes have a standard deviation of 256 / sqrt(12) each, and the second digit counts a
     # 256th of the first. Of the sums that matter the largest are several times as large, and take
@@ -103,17 +107,17 @@ def digits_needed(query: Tensor, weights: Tensor, sigma: float, *, tolerance: fl
 
 
 class ByteQueries:
-    """Noisy images under a mask, for products with any block of training images.
+    """Noisy images under the masks of R output pixels, for products with any block of images.
 
     Args:
         query: (B, D) float64.
-        weights: W, (D, D) float64.
+        weights: W, or some rows of it, (R, D) float64.
         count: digits.
         precise: for logits too large for float32, whose differences are not.
 
     Attributes:
         pixels: output pixels that ``logits`` yields at a time.
-        constant: what ``logits`` lack, in natural units, (B, D) float64.
+        constant: what ``logits`` lack, in natural units, (B, R) float64.
     """
 
     def __init__(self, query: Tensor, weights: Tensor, count: int, *, precise: bool):
@@ -158,12 +162,12 @@ class ByteQueries:
             yield logits, lacking
 
     def _squares(self, block: Block) -> tuple[Tensor, Tensor]:
-        """What W sums up of -v_k^2, less what ``constant`` has of it, (D, c) float32, and its rest.
+        """What W sums up of -v_k^2, less what ``constant`` has of it, (R, c) float32, and its rest.
 
         Where that should be precise, the first is in whole numbers of the first scale; elsewhere
         there is no rest.
         """
-        found = torch.zeros(block.images.T.shape)
+        found = torch.zeros(self.constant.shape[1], len(block.images))
         if not self.precise:
             return _products(self.masks, block.squares, self.mask_scales, onto=found), found[:, :0]
         exact = found.double()  # in units of the first scale

@@ -12,13 +12,13 @@ product is cut in two levels. A tile of output pixels has a base, what most of i
 product is computed once for all of them. Each small part of the tile adds only the input pixels in
 which one of its masks differs from the base, with a sign: those that it has more, or lacks.
 
-On processors with matrix units for bytes small images of bytes take another way: dense products of
-whole numbers (``byte_products``).
+On processors with matrix units for bytes images of bytes take another way: dense products of whole
+numbers (``byte_products``).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -30,8 +30,8 @@ from ..schedule import check_sigma
 from .base import check_count, precise_dtype, training_images
 from .byte_products import (
     BITS,
+    LARGEST,
     MEMORY,
-    PIXELS,
     Block,
     ByteQueries,
     blocks,
@@ -139,7 +139,7 @@ class LocalDenoiser:
     @cached_property
     def _blocks(self) -> list[list[Block]] | None:
         """The groups as products of whole numbers want them; None where those do not serve."""
-        if not supported(self.images.device) or self.images[0].numel() > PIXELS:
+        if not supported(self.images.device) or self.images[0].numel() > LARGEST:
             return None
         found = [blocks(group, min(self.chunk, BLOCK)) for group in self._groups]
         return None if None in found else found
@@ -147,21 +147,20 @@ class LocalDenoiser:
     def _states(self, x: Tensor, sigma: float) -> Iterator[SoftmaxState]:
         """The softmax over each group of images."""
         weights, count = self._weights(x, sigma), None
+        precise = weights.dtype == torch.float64
         if self._blocks is not None and not x.requires_grad:
             query, exact = x.flatten(1).double(), weights.double()
-            count = digits_needed(query, exact, sigma, tolerance=self.tolerance)
+            count = digits_needed(query, exact, sigma, tolerance=self.tolerance, precise=precise)
         if count is None:
             tiles = self._tiles(weights, len(x))
             for group in self._groups:
                 yield self._state(x, group, weights, tiles)
             return
-        precise = weights.dtype == torch.float64
         for group in self._blocks:
-            parts = [
-                _byte_state(ByteQueries(q, exact, count, precise=precise), group)
-                for q in query.split(max(1, MEMORY // (exact.numel() * count)))
+            states = [
+                _byte_state(q, exact, count, group, precise=precise) for q in query.split(ROWS)
             ]
-            yield SoftmaxState(*(torch.cat(part) for part in zip(*parts, strict=True)))
+            yield SoftmaxState(*map(torch.cat, zip(*states, strict=True)))
 
     def _weights(self, x: Tensor, sigma: float) -> Tensor:
         """The mask over 2 sigma^2 T, (D, D), in the dtype that its products need."""
@@ -350,18 +349,29 @@ def _softmax(logits: Tensor, both: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return peak[..., 0], total, weighted
 
 
-def _byte_state(queries: ByteQueries, group: list[Block]) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax state (peak, total, weighted), each (B, D), over a group of images."""
+def _byte_state(
+    query: Tensor, weights: Tensor, count: int, group: list[Block], *, precise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax state (peak, total, weighted), each (B, D), over a group of images, of ``query``
+    (B, D) in ``count`` digits, under ``weights`` (D, D); both float64."""
+    states = []
+    rows = max(1, MEMORY // (query.numel() * count))
+    for start in range(0, len(weights), rows):
+        pixels = slice(start, start + rows)
+        queries = ByteQueries(query, weights[pixels], count, precise=precise)
+        found = _accumulate(partial(_byte_update, queries, pixels), queries.constant, group)
+        peak = found.peak + queries.constant
+        states.append((peak, found.total.double(), found.weighted.double()))
+    return tuple(torch.cat(parts, 1) for parts in zip(*states, strict=True))
 
-    def update(_: Tensor, block: Block) -> SoftmaxState:
-        states, outputs = [], block.outputs()
-        for (logits, lacking), both in zip(
-            queries.logits(block), outputs.split(queries.pixels), strict=True
-        ):
-            peak, total, weighted = _softmax(logits, both)
-            states.append((peak.double() + lacking[..., 0], total, weighted))
-        peak, total, weighted = (torch.cat(part).T for part in zip(*states, strict=True))
-        return SoftmaxState(peak / BITS, total, weighted)
 
-    found = _accumulate(update, queries.constant, group)
-    return found.peak + queries.constant, found.total.double(), found.weighted.double()
+def _byte_update(queries: ByteQueries, pixels: slice, _: Tensor, block: Block) -> SoftmaxState:
+    """Softmax state of ``pixels`` for one block of images, without the queries' constant."""
+    states, outputs = [], block.outputs(pixels)
+    for (logits, lacking), both in zip(
+        queries.logits(block), outputs.split(queries.pixels), strict=True
+    ):
+        peak, total, weighted = _softmax(logits, both)
+        states.append((peak.double() + lacking[..., 0], total, weighted))
+    peak, total, weighted = (torch.cat(part).T for part in zip(*states, strict=True))
+    return SoftmaxState(peak / BITS, total, weighted)

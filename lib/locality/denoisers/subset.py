@@ -34,9 +34,9 @@ from .local import LocalDenoiser, Part, Tile, _squares
 from .streaming import LOWEST_LOGIT, softmax_weights
 
 # The whole image is one tile where masks hold more than WIDE of it: all are much alike. Else tiles
-# have SIDE x SIDE pixels; or a quarter of the image's where masks hold under TINY: images near at
-# so few pixels are found in any large enough sample.
-WIDE, TINY, SIDE = 0.4, 0.05, 4
+# have SIDE x SIDE pixels; or a quarter of the image's where masks hold fewer pixels than TINY:
+# images near at so few are found in any large enough sample.
+WIDE, TINY, SIDE = 0.4, 20, 4
 ROUND = 256  # images drawn in a whole-image tile: a multiple of it
 QUERIES = 8  # handled at a time: memory grows with queries x tiles x training images
 FEWER = 2  # as small a part of the images wanted is drawn where nearly all weigh alike
@@ -107,9 +107,9 @@ class ScreenedLocalDenoiser:
     def _answer(self, x: Tensor, weights: Tensor, *, errors: bool) -> tuple[Tensor, Tensor]:
         """The answer and, if asked for, its standard errors (else zeros); both shaped as ``x``."""
         index = torch.arange(len(weights), device=x.device).view(self.local.shape)
-        held = (weights != 0).float().mean()
+        held = weights.count_nonzero().item() / len(weights)
         side = max(self.local.shape)
-        if held < WIDE:
+        if held < WIDE * len(weights):
             side = SIDE if held > TINY else max(SIDE, side // 2)
         tiles = [block.flatten() for block in _squares(index, side)]
         parts = [self._part(part, weights, tiles, errors) for part in x.split(QUERIES)]
