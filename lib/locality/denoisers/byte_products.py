@@ -22,9 +22,10 @@ from torch.nn import functional as F
 
 LARGEST = 2**12  # pixels of an image: more would need a gigabyte for the mask and its digits
 EXACT = 2**24 // 128**2  # the sum of so many products of two bytes is exact in float32
-ROWS = 2048  # of logits (output pixels times queries) at a time
+ROWS = 2048  # of logits (output pixels times queries) at a time; in large images fewer,
+DIGITS = 2**21  # with as many first digits
 STEP = 64  # products run fastest over a multiple of as many bytes
-MEMORY = 2**26  # bytes for the digits of the queries, for as many output pixels at a time
+MEMORY = 2**25  # bytes for the digits of the queries, for as many output pixels at a time
 # Logits are in units of log 2: a power of two takes less time than one of e.
 BITS = 1 / math.log(2)
 CONTRAST = 0.5  # standard deviation of a pixel over the images of a set, about
@@ -121,7 +122,8 @@ class ByteQueries:
     """
 
     def __init__(self, query: Tensor, weights: Tensor, count: int, *, precise: bool):
-        self.queries, self.pixels, self.precise = len(query), max(1, ROWS // len(query)), precise
+        self.queries, self.precise = len(query), precise
+        self.pixels = max(1, min(ROWS, DIGITS // query.shape[1]) // len(query))
         scale = _scale(query, weights)
         self.scales = [scale / 256**i for i in range(count)]
         top = 127 * scale / BITS * 255 / 2

@@ -149,17 +149,16 @@ class LocalDenoiser:
         weights, count = self._weights(x, sigma), None
         precise = weights.dtype == torch.float64
         if self._blocks is not None and not x.requires_grad:
-            query, exact = x.flatten(1).double(), weights.double()
-            count = digits_needed(query, exact, sigma, tolerance=self.tolerance, precise=precise)
+            query = x.flatten(1).double()
+            count = digits_needed(query, weights, sigma, tolerance=self.tolerance, precise=precise)
         if count is None:
             tiles = self._tiles(weights, len(x))
             for group in self._groups:
                 yield self._state(x, group, weights, tiles)
             return
         for group in self._blocks:
-            states = [
-                _byte_state(q, exact, count, group, precise=precise) for q in query.split(ROWS)
-            ]
+            parts = query.split(ROWS)
+            states = [_byte_state(part, weights, count, group, precise=precise) for part in parts]
             yield SoftmaxState(*map(torch.cat, zip(*states, strict=True)))
 
     def _weights(self, x: Tensor, sigma: float) -> Tensor:
@@ -353,12 +352,12 @@ def _byte_state(
     query: Tensor, weights: Tensor, count: int, group: list[Block], *, precise: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax state (peak, total, weighted), each (B, D), over a group of images, of ``query``
-    (B, D) in ``count`` digits, under ``weights`` (D, D); both float64."""
+    (B, D) float64, in ``count`` digits, under ``weights`` (D, D)."""
     states = []
     rows = max(1, MEMORY // (query.numel() * count))
     for start in range(0, len(weights), rows):
         pixels = slice(start, start + rows)
-        queries = ByteQueries(query, weights[pixels], count, precise=precise)
+        queries = ByteQueries(query, weights[pixels].double(), count, precise=precise)
         found = _accumulate(partial(_byte_update, queries, pixels), queries.constant, group)
         peak = found.peak + queries.constant
         states.append((peak, found.total.double(), found.weighted.double()))
