@@ -71,6 +71,40 @@ def test_logits_are_those_of_the_formula(fashion, fashion_pca, noised, kind, pre
 
 
 @needs_units
+@pytest.mark.parametrize("precise", [False, True])
+@pytest.mark.parametrize("pixels", [1, 9])
+def test_a_single_output_pixel_is_left_over(
+    fashion, fashion_pca, noised, monkeypatch, pixels, precise
+):
+    # The rows of logits of one pixel's queries start as copies of one row, and need memory of
+    # their own: products are written onto them.
+    sigma, queries = 0.724, 6
+    monkeypatch.setattr(byte_products, "ROWS", 4 * queries)  # four output pixels at a time
+    images = fashion.images[:90]
+    mask = masks.pca(fashion_pca, sigma, 0.02)[300 : 300 + pixels]
+    x = noised(fashion.images[200 : 200 + queries], sigma)
+    found = byte_products.ByteQueries(
+        x.flatten(1).double(), mask.double() / (2 * sigma**2), 3, precise=precise
+    )
+    (block,) = byte_products.blocks(images, 512)
+    parts = [part.double() + lacking for part, lacking in found.logits(block)]
+    assert [len(part) for part in parts] == [4] * (pixels // 4) + [1]
+    logits = torch.cat(parts).transpose(0, 1) / byte_products.BITS + found.constant[..., None]
+    expected = direct(x, images, mask, sigma)
+    error = (logits - expected).abs().max().item()
+    assert error < 2e-5 * expected.abs().max().item() ** 0.5, error
+
+
+@needs_units
+def test_products_are_written_onto_memory_of_their_own():
+    rows = torch.ones(3, byte_products.STEP, dtype=torch.int8)
+    with pytest.raises(ValueError, match="contiguous"):
+        byte_products._products(
+            [rows], [byte_products._pack(rows)], [1.0], onto=torch.zeros(1, 3).expand(3, 3)
+        )
+
+
+@needs_units
 def test_fewer_digits_err_as_the_estimate_says(fashion, fashion_pca, fashion_test, noised):
     for sigma in (60.8, 3.44, 0.724):
         mask = masks.pca(fashion_pca, sigma, 0.02)

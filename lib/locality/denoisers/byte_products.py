@@ -151,7 +151,8 @@ class ByteQueries:
         for digits, square, left in zip(
             self.rows, squares.split(self.pixels), rest.split(self.pixels), strict=True
         ):
-            found = square[:, None].expand(-1, self.queries, -1).flatten(0, 1)
+            # A copy, even of a single row: products are written onto it.
+            found = square[:, None].repeat(1, self.queries, 1).flatten(0, 1)
             _products(digits[:first], block.packed, self.scales, onto=found)
             logits = found.view(len(square), self.queries, -1)
             if self.precise:
@@ -220,6 +221,9 @@ def _products(
     float32. PyTorch offers such products as linear layers of quantised networks; these have no
     zero points, no bias, no function afterwards.
     """
+    if not onto.is_contiguous():
+        # The operator does not look at strides: it would write beyond the tensor's memory.
+        raise ValueError(f"onto must be contiguous, got strides {onto.stride()}")
     ones, zeros = torch.ones(onto.shape[1]), torch.zeros(onto.shape[1], dtype=torch.int32)
     result = (None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "")
     for i, row in enumerate(rows):
