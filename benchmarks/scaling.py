@@ -13,7 +13,9 @@ The screened denoiser draws more images than it does by default.
 
 What counts everywhere is CPU time, which other work on the machine disturbs less.
 
-    OMP_NUM_THREADS=1 python benchmarks/scaling.py [--output FILE]
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py [--parts growth colour] [--output FILE]
+
+A part that is not measured stays as it is in the file.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from locality.denoisers import LocalDenoiser, masks
 from locality.stats import PCA
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
+PARTS = ("growth", "colour")
 SIGMA, THRESHOLDS = 1.24, (0.02, 0.005)  # the first threshold for growth, both for colour
 STANDARD = {"images": 8000, "side": 28, "queries": 8}
 GROWTH = {
@@ -135,15 +138,20 @@ def colour() -> dict[str, dict]:
 def main() -> None:
     """Measure everything and write what came out."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--task", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.task:
         print(json.dumps(measure(**args.task)))
         return
-    report = {"sigma": SIGMA, "threshold": THRESHOLDS[0], "machine": machine(), "growth": growth()}
-    report |= {"colour_literal_measured_on": COLOUR_FRACTION, "colour_keep": COLOUR_KEEP}
-    report["colour"] = colour()
+    report = json.loads(args.output.read_text()) if args.output.exists() else {}
+    if "growth" in args.parts:
+        report |= {"sigma": SIGMA, "threshold": THRESHOLDS[0], "machine": machine()}
+        report["growth"] = growth()
+    if "colour" in args.parts:
+        report |= {"colour_literal_measured_on": COLOUR_FRACTION, "colour_keep": COLOUR_KEEP}
+        report |= {"colour_machine": machine(), "colour": colour()}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(rounded(report), indent=1) + "\n")
 
