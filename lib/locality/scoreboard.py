@@ -317,9 +317,10 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         sides = by_noise_level(KAMB_SIGMAS, KAMB_SIDES[base])
         made["ls-published"] = partial(_square, images, sides)
         made["bbels-published"] = partial(ScreenedELSDenoiser, images, sides, boundary="broken")
+        made["els-published"] = partial(ScreenedELSDenoiser, images, sides, boundary="circular")
         # As in the authors' released code: queries wrap around, patches lie whole in their image.
         widest = side - 1 + side % 2
-        made["els-published"] = partial(
+        made["els-released"] = partial(
             ScreenedELSDenoiser,
             images,
             lambda sigma: min(sides(sigma), widest),
