@@ -107,3 +107,12 @@ def test_claims_are_asserted(path):
     sources = [re.sub(r"(?m)^([ \t]*)%.*", r"\1pass", cell.source) for _, cell in code_cells(path)]
     asserts = [n for s in sources for n in ast.walk(ast.parse(s)) if isinstance(n, ast.Assert)]
     assert len(asserts) >= 3
+
+
+def test_glued_numbers_are_printed_as_they_were_formatted(path):
+    # The builder evaluates what it finds: 1,500 would be a pair, and 0.80 would lose its zero.
+    for _, cell in code_cells(path):
+        for output in cell.outputs:
+            if "scrapbook" in output.get("metadata", {}):
+                (stored,) = output.data.values()
+                assert isinstance(ast.literal_eval(stored), str), output.metadata.scrapbook.name

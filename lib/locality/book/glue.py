@@ -12,7 +12,9 @@ def glue(**texts: str) -> None:
     for name, text in texts.items():
         prefix = "application/papermill.record/"
         display(
-            {prefix + "text/plain": str(text)},
+            # Quoted, as a string's own representation: the builder evaluates what it finds, and
+            # would print 1,500 as a pair and 0.80 as 0.8.
+            {prefix + "text/plain": repr(str(text))},
             metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
             raw=True,
         )
