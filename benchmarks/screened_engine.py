@@ -2,8 +2,8 @@
 
 Eight images in the ten official steps on Fashion-MNIST, all 60,000 training images where they are
 found, else the shipped 10,000. At every step of the exact trajectory the methods denoise the same
-noisy images one after the other, three times; what counts is the process's CPU time, the least of
-three, because other work on the machine disturbs them. The literal formula
+noisy images one after the other, five times; what counts is the process's CPU time, the least of
+five, because other work on the machine disturbs them. The literal formula
 (``local_engine.literal``) runs on the first 10,240 images only, and its time is scaled up to all of
 them: it handles batches of 512, all at one cost. The exact denoiser runs with its usual tolerance,
 and with one of 1e-3 ("rounded"). At last the screened denoiser samples on its own, and its images
@@ -47,7 +47,7 @@ def compare(
     samples: int,
     *,
     fraction: int = FRACTION,
-    repeats: int = 3,
+    repeats: int = 5,
     keep: int = 1000,
 ) -> dict:
     """Every method at every step of the exact trajectory, then the screened one on its own.

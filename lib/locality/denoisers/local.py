@@ -13,7 +13,8 @@ product is computed once for all of them. Each small part of the tile adds only 
 which one of its masks differs from the base, with a sign: those that it has more, or lacks.
 
 On processors with matrix units for bytes images of bytes take another way: dense products of whole
-numbers (``byte_products``).
+numbers (``byte_products``). And where masks hold a few pixels only, at the lowest noise, there is
+nothing to multiply: the squared differences themselves are added up, one input pixel at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,9 @@ from .streaming import LOWEST_LOGIT, SoftmaxState, accumulate
 COPY, HANDLING = 23, 700
 # Rows of logits (output pixels times queries) at a time: a chunk of them should fit in the cache.
 ROWS = 512
+# Masks that hold at most so many pixels, on average, need no products. Cancellation spoils those
+# at low noise, so that they take float64, or many digits.
+FEW = 4
 # Images are multiplied in blocks of this many, the last one padded. Products of another shape may
 # go through another kernel, which adds up in another order, and an image's logit would depend on
 # how many others are handled with it.
@@ -147,6 +151,10 @@ class LocalDenoiser:
     def _states(self, x: Tensor, sigma: float) -> Iterator[SoftmaxState]:
         """The softmax over each group of images."""
         weights, count = self._weights(x, sigma), None
+        if weights.count_nonzero() <= FEW * len(weights) and not x.requires_grad:
+            for group in self._groups:
+                yield self._state_of_few(x, group, weights)
+            return
         precise = weights.dtype == torch.float64
         if self._blocks is not None and not x.requires_grad:
             query = x.flatten(1).double()
@@ -206,6 +214,42 @@ class LocalDenoiser:
         squares = query.to(exact).square() @ weights[pixels].to(exact).T
         weighted = weighted + total * self.centre.flatten()[pixels].to(exact)
         return SoftmaxState(peak - squares, total, weighted)
+
+    def _state_of_few(self, x: Tensor, images: Tensor, weights: Tensor) -> SoftmaxState:
+        """The same for masks that hold few pixels."""
+        query = x.flatten(1)
+        held, order = weights.count_nonzero(1).sort()
+        seen = weights[order].topk(int(held[-1]), dim=1)  # a mask's own pixels come first
+        roots = (BITS * seen.values).sqrt().to(query)  # (D, n)
+        size = max(1, ROWS // len(query))
+        groups = [
+            # For each of the pixels the first mask that holds so many.
+            (rows, cols, root, torch.searchsorted(count, torch.arange(count[-1]), right=True))
+            for rows, cols, root, count in zip(
+                *(part.split(size) for part in (order, seen.indices, roots, held)), strict=True
+            )
+        ]
+
+        def update(query: Tensor, chunk: Tensor) -> SoftmaxState:
+            states, values = [], chunk.flatten(1).T.to(query)  # (D, c)
+            for rows, cols, root, firsts in groups:
+                logits = query.new_zeros(len(rows), len(query), len(chunk))
+                for j, first in enumerate(firsts.tolist()):
+                    own, factor = cols[first:, j], root[first:, j, None]
+                    theirs = factor * values.index_select(0, own)  # (r, c)
+                    ours = factor * query.T.index_select(0, own)  # (r, B)
+                    away = theirs[:, None] - ours[..., None]
+                    logits[first:].addcmul_(away, away, value=-1)
+                outputs = values.index_select(0, rows)
+                both = torch.stack([torch.ones_like(outputs), outputs], 1)
+                states.append(_softmax(logits, both))
+            peak, total, weighted = (torch.cat(part).T for part in zip(*states, strict=True))
+            return SoftmaxState(peak / BITS, total, weighted)
+
+        found = _accumulate(update, query, images.split(min(self.chunk, BLOCK)))
+        back, exact = order.argsort(), precise_dtype(x.device)
+        parts = (found.peak, found.total, found.weighted)
+        return SoftmaxState(*(part[:, back].to(exact) for part in parts))
 
     def jacobian_rows(self, x: Tensor, sigma: float, pixels: Tensor) -> Tensor:
         """Rows of dD/dx for the flat output ``pixels``, (B, P, D).
