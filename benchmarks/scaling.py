@@ -44,7 +44,8 @@ GROWTH = {
     "queries": (4, 8, 16, 32),
 }
 COLOUR = ("cifar10:cifar10-lossless-4k", "celeba")
-REPEATS, COLOUR_REPEATS = 9, 2
+REPEATS, LONG = 5, 10.0  # growth: at least so many calls, and seconds of them
+COLOUR_REPEATS = 2
 COLOUR_SAMPLES, COLOUR_FRACTION = 8, 1024
 COLOUR_KEEP = 1500  # images drawn, about: the 1,000 that serve in grey leave faces below r2 .995
 
@@ -61,7 +62,7 @@ def forget_peak() -> None:
 
 
 def measure(method: str, name: str, threshold: float, images: int, side: int, queries: int) -> dict:
-    """CPU time of one call, the fastest of a few, and memory, in this process."""
+    """CPU time of one call, the fastest of a few seconds of them, and memory, in this process."""
     data = load(name, n=images, size=side)
     pca = PCA.fit(data)
     mask = masks.pca(pca, SIGMA, threshold)
@@ -74,7 +75,7 @@ def measure(method: str, name: str, threshold: float, images: int, side: int, qu
     }[method]
     forget_peak()
     before, seconds = peak_memory(), []
-    for _ in range(REPEATS):
+    while len(seconds) < REPEATS or sum(seconds) < LONG:
         start = time.process_time()
         call()
         seconds.append(time.process_time() - start)

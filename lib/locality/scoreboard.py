@@ -154,7 +154,8 @@ SHARP = {
     "cifar10-gray": {"partner": "local-0.05", "below": 3.0, "share": 1.0, "weight": 0.2},
     "cifar10": {"partner": "pspc-square", "below": 1.0, "share": 0.5, "weight": 0.4},
 }
-# Sets for which no mixture was chosen, and whose parameters they take: other sets Fashion-MNIST's.
+# Sets for which no mixture was chosen and no patch sides were published, and whose they take: of the
+# mixture, other sets take Fashion-MNIST's.
 KINDRED = {"afhq-cat": "celeba"}
 # Faces and cats have no classes to tell apart: features of coloured objects must do for them.
 JUDGES = {"celeba": "cifar10", "afhq-cat": "cifar10"}
@@ -313,11 +314,11 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         official = partial(_local, bench, masks.pca_official, tau)
         made[f"released-{tau}"] = partial(official, batch_average=RELEASED_BATCH)
         made[f"released-{tau}-exact"] = official
-    if base in KAMB_SIDES:
-        sides = by_noise_level(KAMB_SIGMAS, KAMB_SIDES[base])
+    published = KAMB_SIDES.get(KINDRED.get(base, base))
+    if published is not None:
+        sides = by_noise_level(KAMB_SIGMAS, published)
         made["ls-published"] = partial(_square, images, sides)
         made["bbels-published"] = partial(ScreenedELSDenoiser, images, sides, boundary="broken")
-        made["els-published"] = partial(ScreenedELSDenoiser, images, sides, boundary="circular")
         # As in the authors' released code: queries wrap around, patches lie whole in their image.
         widest = side - 1 + side % 2
         made["els-released"] = partial(
@@ -342,6 +343,8 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
             made[other_kind] = partial(
                 zoo.load, other, device=bench.noise.device, folder=bench.folder
             )
+    if published is not None:  # last: more than a minute a sample
+        made["els-published"] = partial(ScreenedELSDenoiser, images, sides, boundary="circular")
     return made
 
 
@@ -422,15 +425,16 @@ def _square(images: ImageSet, sides: Callable[[float], int]) -> ELSDenoiser:
 def _flex_patches(bench: Bench, sigma: float) -> Tensor:
     """Patches of PSPC-Flex: at every pixel the top share of the network's own sensitivity."""
     share = by_noise_level(PSPC_SIGMAS, PSPC_SHARES)(sigma)
-    pixels = bench.noise[0].numel()
-    if share == 1:
-        return torch.ones(1, pixels, device=bench.noise.device)  # a patch that is the whole image
+    channels, height, width = bench.train.shape
+    if share == 1:  # a patch that is the whole image
+        return torch.ones(1, height * width, device=bench.noise.device)
     clean = bench.train.images[:4]
     generator = torch.Generator().manual_seed(0)
     x = clean + sigma * torch.randn(clean.shape, generator=generator).to(clean)
-    return masks.top_share(
-        autograd_rows(bench.network, x, sigma, range(pixels)).abs().mean(0), share
-    )
+    rows = autograd_rows(bench.network, x, sigma, range(clean[0].numel()))
+    # As in `sensitivity`: one field a pixel, over the channels of what it makes and what it sees.
+    fields = rows.view(len(x), channels, height * width, channels, -1).square().sum((1, 3)).sqrt()
+    return masks.top_share(fields.mean(0), share)
 
 
 @torch.no_grad()

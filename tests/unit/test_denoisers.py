@@ -12,7 +12,14 @@ from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
 from locality.data import load
-from locality.denoisers import LocalDenoiser, OptimalDenoiser, WienerDenoiser, byte_products, masks
+from locality.denoisers import (
+    LocalDenoiser,
+    OptimalDenoiser,
+    WienerDenoiser,
+    byte_products,
+    local,
+    masks,
+)
 from locality.denoisers.local import Part, Tile
 from locality.denoisers.streaming import SoftmaxState, accumulate, softmax_weights
 from locality.stats import PCA
@@ -401,6 +408,32 @@ def test_tiles_change_nothing_but_the_work(small, small_pca, noised, monkeypatch
         print(f"sigma {sigma}: share of the whole product", work)
         assert work["full"] == 0, "a full mask leaves nothing out"
         assert max(work["pca"], work["pca_official"], work["square"]) < 0.6, work
+
+
+def test_masks_of_few_pixels_need_no_products(small, noised, monkeypatch):
+    """Any weights, and masks of one pixel beside masks of many."""
+    sigma = 0.02
+    some = torch.rand(196, 196, generator=torch.Generator().manual_seed(0))
+    mask = (some < 0.01).float().fill_diagonal_(1)
+    weighted = mask * some.T
+    weighted[7] = 1
+    x = noised(load("fashion-mnist", "test", n=3, size=14).images, sigma)
+    for kind in (torch.eye(196), mask, weighted):
+        assert kind.count_nonzero() <= local.FEW * len(kind)
+        denoiser = LocalDenoiser(small, lambda _, kind=kind: kind, chunk=100)
+        expected = brute_local(x, small.images, kind, sigma)
+        close(denoiser(x.double(), sigma), expected, 1e-9, "float64")
+        close(denoiser(x, sigma), expected, 5e-5, "float32")
+        many = denoiser(x.repeat(400, 1, 1, 1), sigma)  # more queries than there are rows at a time
+        assert torch.equal(many[:3], many[-3:])
+        close(many[:3], expected, 5e-5, "many queries")
+    monkeypatch.setattr(LocalDenoiser, "_state_of_few", None)  # denser masks take the other ways
+    close(
+        LocalDenoiser(small, lambda _: masks.square(small.shape, 3))(x, sigma),
+        brute_local(x, small.images, masks.square(small.shape, 3), sigma),
+        5e-5,
+        "nine pixels",
+    )
 
 
 # --- masks ---------------------------------------------------------------------------------------

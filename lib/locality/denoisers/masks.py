@@ -94,12 +94,12 @@ def soft(pca: PCA, sigma: float, *, power: float = 1.0) -> Tensor:
 
 
 def top_share(maps: Tensor, share: float) -> Tensor:
-    """The inputs that hold the top ``share`` of each map: patches for PSPC-Flex, (P, D) of 0 and 1.
+    """The places that hold the top ``share`` of each map: patches for PSPC-Flex, 0 and 1, (P, n).
 
     Args:
-        maps: (P, D), non-negative, e.g. the magnitude of a network's sensitivity at P pixels,
-            averaged over images; repeat it over channels where it has none.
-        share: in (0, 1]. Inputs are taken from the largest down until they hold this share of
+        maps: (P, n), non-negative, e.g. the sensitivity fields of P pixels (n = H W), averaged
+            over images.
+        share: in (0, 1]. Places are taken from the largest down until they hold this share of
             their row's sum (Niedoba et al. 2025).
 
     Raises:
@@ -109,7 +109,7 @@ def top_share(maps: Tensor, share: float) -> Tensor:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     if maps.ndim != 2 or not bool((torch.isfinite(maps) & (maps >= 0)).all()):
         raise ValueError(
-            f"maps must be (P, D), finite, not negative; got shape {tuple(maps.shape)}"
+            f"maps must be (P, n), finite, not negative; got shape {tuple(maps.shape)}"
         )
     if bool((maps.amax(1) == 0).any()):
         raise ValueError(f"map {int((maps.amax(1) == 0).nonzero()[0])} is zero everywhere")

@@ -254,8 +254,9 @@ class PSPCDenoiser:
         images: (N, C, H, W), or an ImageSet.
         patch: what one patch is, or a function sigma -> that. A whole number: the side of square
             patches, of which all that lie in the image are used (PSPC-Square; the time does not
-            depend on it). A (P, D) tensor of zeros and ones: P patches of any form, a row each
-            (PSPC-Flex; ``masks.top_share`` makes them of a network's sensitivity).
+            depend on it). A (P, H W) tensor of zeros and ones: P patches of any form, a row each,
+            which hold all channels of their pixels (PSPC-Flex; ``masks.top_share`` makes them of
+            a network's sensitivity).
         chunk: training images handled at a time; changes time and memory, not the result.
     """
 
@@ -323,8 +324,9 @@ class PSPCDenoiser:
         )
 
     def _flex(self, patches: Tensor, like: Tensor) -> tuple[Callable, Callable]:
-        """The same for patches of any form, (P, D)."""
-        pixels = self.images[0].numel()
+        """The same for patches of any form, (P, H W)."""
+        _, height, width = self.shape
+        pixels = height * width
         if patches.ndim != 2 or patches.shape[1] != pixels:
             raise ValueError(
                 f"patches must be (P, {pixels}) for images of shape {self.shape}, "
@@ -339,6 +341,6 @@ class PSPCDenoiser:
         if not bool(patches.any(1).all()):
             raise ValueError(f"patch {int((~patches.any(1)).nonzero()[0])} is empty")
         return (
-            lambda values, q: patches @ (values - q[..., None]).square().flatten(0, 2),
-            lambda weights: (patches.T @ weights).view(*self.shape, -1),
+            lambda values, q: patches @ _squares(values, q).flatten(0, 1),
+            lambda weights: (patches.T @ weights).view(1, height, width, -1),
         )
