@@ -154,8 +154,8 @@ SHARP = {
     "cifar10-gray": {"partner": "local-0.05", "below": 3.0, "share": 1.0, "weight": 0.2},
     "cifar10": {"partner": "pspc-square", "below": 1.0, "share": 0.5, "weight": 0.4},
 }
-# Sets for which no mixture was chosen and no patch sides were published, and whose they take: of the
-# mixture, other sets take Fashion-MNIST's.
+# Sets for which no mixture was chosen and no patch sides were published, and whose they take. Other
+# sets take the mixture of Fashion-MNIST.
 KINDRED = {"afhq-cat": "celeba"}
 # Faces and cats have no classes to tell apart: features of coloured objects must do for them.
 JUDGES = {"celeba": "cifar10", "afhq-cat": "cifar10"}

@@ -422,7 +422,7 @@ def test_masks_of_few_pixels_need_no_products(small, noised, monkeypatch):
         assert kind.count_nonzero() <= local.FEW * len(kind)
         denoiser = LocalDenoiser(small, lambda _, kind=kind: kind, chunk=100)
         expected = brute_local(x, small.images, kind, sigma)
-        close(denoiser(x.double(), sigma), expected, 1e-9, "float64")
+        close(denoiser(x.double(), sigma), expected, 1e-6, "float64")
         close(denoiser(x, sigma), expected, 5e-5, "float32")
         many = denoiser(x.repeat(400, 1, 1, 1), sigma)  # more queries than there are rows at a time
         assert torch.equal(many[:3], many[-3:])
