@@ -222,19 +222,17 @@ class LocalDenoiser:
         seen = weights[order].topk(int(held[-1]), dim=1)  # a mask's own pixels come first
         roots = (BITS * seen.values).sqrt().to(query)  # (D, n)
         size = max(1, ROWS // len(query))
-        groups = [
-            # For each of the pixels the first mask that holds so many.
-            (rows, cols, root, torch.searchsorted(count, torch.arange(count[-1]), right=True))
-            for rows, cols, root, count in zip(
-                *(part.split(size) for part in (order, seen.indices, roots, held)), strict=True
-            )
+        sorted_parts = (part.split(size) for part in (order, seen.indices, roots, held))
+        groups = [  # and for each j the first mask that holds more than j pixels
+            (rows, cols, root, [int((count <= j).sum()) for j in range(count[-1])])
+            for rows, cols, root, count in zip(*sorted_parts, strict=True)
         ]
 
         def update(query: Tensor, chunk: Tensor) -> SoftmaxState:
             states, values = [], chunk.flatten(1).T.to(query)  # (D, c)
             for rows, cols, root, firsts in groups:
                 logits = query.new_zeros(len(rows), len(query), len(chunk))
-                for j, first in enumerate(firsts.tolist()):
+                for j, first in enumerate(firsts):
                     own, factor = cols[first:, j], root[first:, j, None]
                     theirs = factor * values.index_select(0, own)  # (r, c)
                     ours = factor * query.T.index_select(0, own)  # (r, B)
