@@ -300,7 +300,9 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         "pspc-square": lambda: PSPCDenoiser(
             images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
         ),
-        "pspc-flex": lambda: PSPCDenoiser(images, cache(partial(_flex_patches, bench))),
+        "pspc-flex": lambda: _flex(bench, _network_fields),
+        # The same without a network.
+        "pspc-wiener": lambda: _flex(bench, _wiener_fields),
     }
     for weight in GUIDANCE:
         made[f"wiener-mixture-patch-guided-{weight:g}"] = lambda weight=weight: guided(
@@ -422,19 +424,42 @@ def _square(images: ImageSet, sides: Callable[[float], int]) -> ELSDenoiser:
     return ELSDenoiser(images, sides, boundary="broken", stride=max(images.shape))
 
 
-def _flex_patches(bench: Bench, sigma: float) -> Tensor:
-    """Patches of PSPC-Flex: at every pixel the top share of the network's own sensitivity."""
+def _flex(bench: Bench, fields: Callable[[Bench, float], Tensor]) -> PSPCDenoiser:
+    patches = partial(_flex_patches, bench, partial(fields, bench))
+    return PSPCDenoiser(bench.train, cache(patches))
+
+
+def _flex_patches(bench: Bench, field: Callable[[float], Tensor], sigma: float) -> Tensor:
+    """Patches of PSPC-Flex: of every pixel the top share of its ``field``, and the pixel itself."""
     share = by_noise_level(PSPC_SIGMAS, PSPC_SHARES)(sigma)
-    channels, height, width = bench.train.shape
+    pixels = bench.train.shape[1] * bench.train.shape[2]
     if share == 1:  # a patch that is the whole image
-        return torch.ones(1, height * width, device=bench.noise.device)
+        return torch.ones(1, pixels, device=bench.noise.device)
+    return masks.top_share(field(sigma), share).fill_diagonal_(1)
+
+
+def _network_fields(bench: Bench, sigma: float) -> Tensor:
+    """How far every pixel of the network's answer depends on every pixel it sees, (H W, H W)."""
     clean = bench.train.images[:4]
     generator = torch.Generator().manual_seed(0)
     x = clean + sigma * torch.randn(clean.shape, generator=generator).to(clean)
     rows = autograd_rows(bench.network, x, sigma, range(clean[0].numel()))
-    # As in `sensitivity`: one field a pixel, over the channels of what it makes and what it sees.
-    fields = rows.view(len(x), channels, height * width, channels, -1).square().sum((1, 3)).sqrt()
-    return masks.top_share(fields.mean(0), share)
+    return torch.stack([_over_channels(r, bench) for r in rows]).mean(0)
+
+
+def _wiener_fields(bench: Bench, sigma: float) -> Tensor:
+    """The same of the Wiener filter, each relative to its centre: statistics in place of a network.
+
+    That such fields are alike is what the paper found; here patches are made of it.
+    """
+    return _over_channels(masks.response(bench.pca, sigma), bench)
+
+
+def _over_channels(rows: Tensor, bench: Bench) -> Tensor:
+    """(D, D) as (H W, H W): one field a pixel over all channels, as in `sensitivity`."""
+    channels, height, width = bench.train.shape
+    blocks = rows.view(channels, height * width, channels, height * width)
+    return blocks.square().sum((0, 2)).sqrt()
 
 
 @torch.no_grad()

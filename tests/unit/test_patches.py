@@ -271,16 +271,17 @@ def test_pspc_depends_on_neither_chunk_nor_order(small, noised):
             )
 
 
-def test_pspc_can_be_differentiated(images, noised):
+@pytest.mark.parametrize("patch", [3, torch.eye(36)], ids=["squares", "pixels"])
+def test_pspc_can_be_differentiated(images, noised, patch):
     x, pixels = noised(images[:1], 0.724).double(), torch.tensor([14])
-    denoiser = PSPCDenoiser(images, 3, chunk=7)
+    denoiser = PSPCDenoiser(images, lambda _: patch, chunk=7)
     row = autograd_rows(denoiser, x, 0.724, pixels)[0, 0].view(6, 6)
     step = torch.zeros_like(x)
     for place in ((2, 2), (1, 4), (0, 0)):
         step.zero_()[0, 0][place] = 1e-5
         change = (denoiser(x + step, 0.724) - denoiser(x - step, 0.724)).flatten()[14] / 2e-5
         assert abs((change - row[place]).item()) < 1e-7
-    assert row[5, 5] == 0, "no patch of side 3 covers both"
+    assert row[5, 5] == 0, "no patch covers both"
 
 
 # --- masks, neighbours, sides --------------------------------------------------------------------

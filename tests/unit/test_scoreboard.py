@@ -1,6 +1,7 @@
 """The scoreboard: its numbers are the metrics', it resumes, and the same method scores the same."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,19 @@ def test_every_method_denoises(bench):
         answer = make()(x, 0.724)
         assert answer.shape == x.shape and torch.isfinite(answer).all(), name
         assert answer.abs().max() < 3, name
+
+
+def test_patches_from_statistics_are_those_from_the_gradient_of_the_wiener_filter(bench):
+    linear = replace(bench, network=WienerDenoiser(bench.pca))
+    wiener, by_gradient = (scoreboard.methods(linear)[m]() for m in ("pspc-wiener", "pspc-flex"))
+    sizes = []
+    for sigma in bench.sigmas:
+        ours, theirs = wiener.patch(sigma), by_gradient.patch(sigma)
+        assert torch.equal(ours, theirs), f"at {sigma}"
+        assert len(ours) == 1 or (ours.diagonal() == 1).all(), "a pixel is in its own patch"
+        sizes.append(ours.sum(1).mean().item())
+    assert sizes[0] == 64 and sizes[-1] < 2, "whole images at high noise, pixels at low noise"
+    assert sizes == sorted(sizes, reverse=True), "and smaller from level to level"
 
 
 def test_a_partner_helps_the_mixture_at_low_noise_only():

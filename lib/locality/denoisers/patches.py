@@ -12,6 +12,7 @@ Numbers have the precision of the query: float64 queries are answered in float64
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,6 +29,8 @@ from .streaming import LOWEST_LOGIT, SoftmaxState, accumulate, softmax_weights
 BOUNDARIES = ("circular", "complete", "broken")
 # The peak of a pixel that has met no patch yet. Not minus infinity: that minus itself is NaN.
 NOTHING_SEEN = -1e30
+# Patches that hold at most this share of the pixels are faster as lists of their pixels.
+SPARSE = 0.12
 
 
 class Move(NamedTuple):
@@ -227,6 +230,18 @@ def _images_last(chunk: Tensor, like: Tensor) -> Tensor:
     return chunk.to(like.dtype).permute(1, 2, 3, 0).contiguous()
 
 
+def _product_form(matrix: Tensor) -> Tensor:
+    """``matrix`` in the form in which its products are fastest: of few entries, only those.
+
+    On a CPU. Elsewhere the dense product is fast, and not every accelerator has the other.
+    """
+    if matrix.device.type != "cpu" or matrix.count_nonzero() > SPARSE * matrix.numel():
+        return matrix
+    with warnings.catch_warnings():  # that the interface of sparse rows may still change
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return matrix.to_sparse_csr()
+
+
 def _windows(moves: list[Move], place: int, size: int) -> tuple[Tensor, Tensor]:
     """Of the output pixel at ``place``: the pixels of each of its patches (moves, k), its own (k,).
 
@@ -340,7 +355,8 @@ class PSPCDenoiser:
             raise ValueError(f"no patch covers pixel {missing}: it would see no data")
         if not bool(patches.any(1).all()):
             raise ValueError(f"patch {int((~patches.any(1)).nonzero()[0])} is empty")
+        onto, back = _product_form(patches), _product_form(patches.T)
         return (
-            lambda values, q: patches @ _squares(values, q).flatten(0, 1),
-            lambda weights: (patches.T @ weights).view(1, height, width, -1),
+            lambda values, q: onto @ _squares(values, q).flatten(0, 1),
+            lambda weights: (back @ weights).view(1, height, width, -1),
         )
