@@ -301,8 +301,9 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
             images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
         ),
         "pspc-flex": lambda: _flex(bench, _network_fields),
-        # The same without a network.
+        # The same without a network, and then with no more than the centre of every patch.
         "pspc-wiener": lambda: _flex(bench, _wiener_fields),
+        "local-share": lambda: LocalDenoiser(images, partial(_share_mask, bench)),
     }
     for weight in GUIDANCE:
         made[f"wiener-mixture-patch-guided-{weight:g}"] = lambda weight=weight: guided(
@@ -436,6 +437,13 @@ def _flex_patches(bench: Bench, field: Callable[[float], Tensor], sigma: float) 
     if share == 1:  # a patch that is the whole image
         return torch.ones(1, pixels, device=bench.noise.device)
     return masks.top_share(field(sigma), share).fill_diagonal_(1)
+
+
+def _share_mask(bench: Bench, sigma: float) -> Tensor:
+    """The patches that the Wiener filter gives PSPC, a mask: the same pixels, in all channels."""
+    channels, height, width = bench.train.shape
+    patches = _flex_patches(bench, partial(_wiener_fields, bench), sigma)
+    return patches.expand(height * width, -1).repeat(channels, channels)
 
 
 def _network_fields(bench: Bench, sigma: float) -> Tensor:

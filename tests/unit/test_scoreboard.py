@@ -11,7 +11,8 @@ import torch
 
 from locality import scoreboard, zoo
 from locality.cli import main
-from locality.denoisers import OptimalDenoiser, WienerDenoiser
+from locality.data import ImageSet
+from locality.denoisers import OptimalDenoiser, WienerDenoiser, masks
 from locality.metrics import copy_ratio, frechet_distance, mse, nearest_images, r2
 from locality.sampling import ddim, initial_noise
 from locality.schedule import ddpm_sigmas
@@ -121,14 +122,30 @@ def test_every_method_denoises(bench):
 def test_patches_from_statistics_are_those_from_the_gradient_of_the_wiener_filter(bench):
     linear = replace(bench, network=WienerDenoiser(bench.pca))
     wiener, by_gradient = (scoreboard.methods(linear)[m]() for m in ("pspc-wiener", "pspc-flex"))
-    sizes = []
+    local, sizes = scoreboard.methods(linear)["local-share"](), []
     for sigma in bench.sigmas:
         ours, theirs = wiener.patch(sigma), by_gradient.patch(sigma)
         assert torch.equal(ours, theirs), f"at {sigma}"
+        assert torch.equal(local.mask(sigma), ours.expand(64, 64)), "a mask of the same patches"
         assert len(ours) == 1 or (ours.diagonal() == 1).all(), "a pixel is in its own patch"
         sizes.append(ours.sum(1).mean().item())
     assert sizes[0] == 64 and sizes[-1] < 2, "whole images at high noise, pixels at low noise"
     assert sizes == sorted(sizes, reverse=True), "and smaller from level to level"
+
+
+def test_in_colour_a_field_is_over_all_channels_and_so_is_its_mask(bench):
+    images = torch.rand(50, 3, 2, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    labels = torch.zeros(50, dtype=torch.long)
+    coloured = replace(bench, train=ImageSet(images, labels, "colour"))
+    relative = masks.response(coloured.pca, 0.724).view(3, 8, 3, 8)
+    made, level = scoreboard.methods(coloured), bench.sigmas[7]
+    mask, patches = made["local-share"]().mask(level), made["pspc-wiener"]().patch(level)
+    assert mask.shape == (24, 24) and patches.shape == (8, 8)
+    fields = scoreboard._wiener_fields(coloured, 0.724)
+    for m, n in ((0, 0), (1, 6), (7, 3)):
+        expected = sum(relative[c, m, d, n] ** 2 for c in range(3) for d in range(3)) ** 0.5
+        assert fields[m, n] == pytest.approx(expected.item(), rel=1e-5)
+        assert (mask.view(3, 8, 3, 8)[:, m, :, n] == patches[m, n]).all()
 
 
 def test_a_partner_helps_the_mixture_at_low_noise_only():
