@@ -297,13 +297,11 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         # One share for all sets: the better of those in experiments/tune_sharpness.py.
         "wiener-mixture-pspc": lambda: paired(_mixture(bench), made["pspc-square"](), PSPC_SHARE),
         "wiener-mixture-sharp": lambda: sharpened(made, **SHARP.get(data, SHARP["mnist"])),
-        "pspc-square": lambda: PSPCDenoiser(
-            images, by_noise_level(PSPC_SIGMAS, [min(s, side) for s in PSPC_SIDES])
-        ),
-        "pspc-flex": lambda: _flex(bench, _network_fields),
-        # The same without a network, and then with no more than the centre of every patch.
-        "pspc-wiener": lambda: _flex(bench, _wiener_fields),
-        "local-share": lambda: LocalDenoiser(images, partial(_share_mask, bench)),
+        "pspc-square": lambda: PSPCDenoiser(images, lambda sigma: _pspc_side(sigma, side)),
+        "pspc-flex": lambda: PSPCDenoiser(images, cache(partial(_flex_patches, bench))),
+        # As many pixels as in PSPC-Square, where the data say; and of every patch its centre only.
+        "pspc-wiener": lambda: PSPCDenoiser(images, cache(partial(_wiener_patches, bench))),
+        "ls-wiener": lambda: LocalDenoiser(images, partial(_wiener_mask, bench)),
     }
     for weight in GUIDANCE:
         made[f"wiener-mixture-patch-guided-{weight:g}"] = lambda weight=weight: guided(
@@ -425,41 +423,45 @@ def _square(images: ImageSet, sides: Callable[[float], int]) -> ELSDenoiser:
     return ELSDenoiser(images, sides, boundary="broken", stride=max(images.shape))
 
 
-def _flex(bench: Bench, fields: Callable[[Bench, float], Tensor]) -> PSPCDenoiser:
-    patches = partial(_flex_patches, bench, partial(fields, bench))
-    return PSPCDenoiser(bench.train, cache(patches))
+def _pspc_side(sigma: float, widest: int) -> int:
+    return min(by_noise_level(PSPC_SIGMAS, PSPC_SIDES)(sigma), widest)
 
 
-def _flex_patches(bench: Bench, field: Callable[[float], Tensor], sigma: float) -> Tensor:
-    """Patches of PSPC-Flex: of every pixel the top share of its ``field``, and the pixel itself."""
+def _flex_patches(bench: Bench, sigma: float) -> Tensor:
+    """Patches of PSPC-Flex: at every pixel the top share of the network's own sensitivity."""
     share = by_noise_level(PSPC_SIGMAS, PSPC_SHARES)(sigma)
-    pixels = bench.train.shape[1] * bench.train.shape[2]
-    if share == 1:  # a patch that is the whole image
-        return torch.ones(1, pixels, device=bench.noise.device)
-    return masks.top_share(field(sigma), share).fill_diagonal_(1)
-
-
-def _share_mask(bench: Bench, sigma: float) -> Tensor:
-    """The patches that the Wiener filter gives PSPC, a mask: the same pixels, in all channels."""
-    channels, height, width = bench.train.shape
-    patches = _flex_patches(bench, partial(_wiener_fields, bench), sigma)
-    return patches.expand(height * width, -1).repeat(channels, channels)
-
-
-def _network_fields(bench: Bench, sigma: float) -> Tensor:
-    """How far every pixel of the network's answer depends on every pixel it sees, (H W, H W)."""
     clean = bench.train.images[:4]
+    if share == 1:  # a patch that is the whole image
+        return torch.ones(1, clean[0, 0].numel(), device=bench.noise.device)
     generator = torch.Generator().manual_seed(0)
     x = clean + sigma * torch.randn(clean.shape, generator=generator).to(clean)
     rows = autograd_rows(bench.network, x, sigma, range(clean[0].numel()))
-    return torch.stack([_over_channels(r, bench) for r in rows]).mean(0)
+    return masks.top_share(torch.stack([_over_channels(r, bench) for r in rows]).mean(0), share)
+
+
+def _wiener_patches(bench: Bench, sigma: float) -> Tensor:
+    """At every pixel as many places as a patch of PSPC-Square holds, but where the data say.
+
+    They are those on which the Wiener filter's answer depends most, and the pixel itself. That its
+    field is the network's is what the paper found; here patches are made of it, without a network.
+    """
+    height, width = bench.train.shape[1:]
+    side = _pspc_side(sigma, height)
+    if side == height:
+        return torch.ones(1, height * width, device=bench.noise.device)
+    fields = _wiener_fields(bench, sigma)
+    return masks.top_places(fields.fill_diagonal_(fields.max()), side**2)
+
+
+def _wiener_mask(bench: Bench, sigma: float) -> Tensor:
+    """The same patches as a mask, in all channels."""
+    channels, height, width = bench.train.shape
+    patches = _wiener_patches(bench, sigma)
+    return patches.expand(height * width, -1).repeat(channels, channels)
 
 
 def _wiener_fields(bench: Bench, sigma: float) -> Tensor:
-    """The same of the Wiener filter, each relative to its centre: statistics in place of a network.
-
-    That such fields are alike is what the paper found; here patches are made of it.
-    """
+    """How far every pixel depends on every other, relative to itself, (H W, H W)."""
     return _over_channels(masks.response(bench.pca, sigma), bench)
 
 

@@ -287,6 +287,15 @@ def test_pspc_can_be_differentiated(images, noised, patch):
 # --- masks, neighbours, sides --------------------------------------------------------------------
 
 
+def test_top_places_takes_the_largest():
+    maps = torch.tensor([[5.0, 1, 4, 0], [1, 1, 1, 1]])
+    assert masks.top_places(maps, 2).tolist() == [[1, 0, 1, 0], [1, 1, 0, 0]]
+    assert masks.top_places(maps, 4).sum() == 8
+    for bad in (0, 5):
+        with pytest.raises(ValueError, match="count must lie between 1 and 4"):
+            masks.top_places(maps, bad)
+
+
 def test_top_share_takes_the_largest_until_they_hold_the_share():
     maps = torch.tensor([[5.0, 1, 4, 0], [1, 1, 1, 1]])
     expected = {0.4: [1, 0, 0, 0], 0.51: [1, 0, 1, 0], 0.9: [1, 0, 1, 0], 1.0: [1, 1, 1, 0]}

@@ -16,6 +16,7 @@ from locality.denoisers import OptimalDenoiser, WienerDenoiser, masks
 from locality.metrics import copy_ratio, frechet_distance, mse, nearest_images, r2
 from locality.sampling import ddim, initial_noise
 from locality.schedule import ddpm_sigmas
+from locality.sensitivity import sensitivity
 from locality.training import digest
 
 CHEAP = ("optimal", "nearest", "wiener")
@@ -119,33 +120,41 @@ def test_every_method_denoises(bench):
         assert answer.abs().max() < 3, name
 
 
-def test_patches_from_statistics_are_those_from_the_gradient_of_the_wiener_filter(bench):
-    linear = replace(bench, network=WienerDenoiser(bench.pca))
-    wiener, by_gradient = (scoreboard.methods(linear)[m]() for m in ("pspc-wiener", "pspc-flex"))
-    local, sizes = scoreboard.methods(linear)["local-share"](), []
+def test_patches_of_the_wiener_filter_are_where_its_gradient_is_largest(bench):
+    made, wiener = scoreboard.methods(bench), WienerDenoiser(bench.pca)
+    patches, mask = made["pspc-wiener"]().patch, made["ls-wiener"]().mask
+    sizes = []
     for sigma in bench.sigmas:
-        ours, theirs = wiener.patch(sigma), by_gradient.patch(sigma)
-        assert torch.equal(ours, theirs), f"at {sigma}"
-        assert torch.equal(local.mask(sigma), ours.expand(64, 64)), "a mask of the same patches"
-        assert len(ours) == 1 or (ours.diagonal() == 1).all(), "a pixel is in its own patch"
-        sizes.append(ours.sum(1).mean().item())
-    assert sizes[0] == 64 and sizes[-1] < 2, "whole images at high noise, pixels at low noise"
-    assert sizes == sorted(sizes, reverse=True), "and smaller from level to level"
+        found = patches(sigma)
+        assert torch.equal(mask(sigma), found.expand(64, 64)), "a mask of the same patches"
+        sizes.append(int(found[0].sum()))
+        if sizes[-1] == 64:
+            continue
+        assert (found.sum(1) == sizes[-1]).all() and (found.diagonal() == 1).all()
+        for row, col in ((0, 0), (3, 5)):
+            field = sensitivity(wiener, bench.noise[:1], sigma, (row, col)).flatten()
+            inside = found[8 * row + col] == 1
+            inside[8 * row + col] = False  # itself it always sees
+            others = torch.ones(64, dtype=torch.bool).index_fill(0, torch.tensor(8 * row + col), 0)
+            assert field[inside].min() >= field[others & ~inside].max() - 1e-6
+    squares = [made["pspc-square"]().patch(sigma) ** 2 for sigma in bench.sigmas]
+    assert sizes == squares, "as many pixels as squares have"
+    assert sizes[0] == 64 and sizes[-1] == 9
 
 
 def test_in_colour_a_field_is_over_all_channels_and_so_is_its_mask(bench):
-    images = torch.rand(50, 3, 2, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.rand(50, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     labels = torch.zeros(50, dtype=torch.long)
     coloured = replace(bench, train=ImageSet(images, labels, "colour"))
-    relative = masks.response(coloured.pca, 0.724).view(3, 8, 3, 8)
-    made, level = scoreboard.methods(coloured), bench.sigmas[7]
-    mask, patches = made["local-share"]().mask(level), made["pspc-wiener"]().patch(level)
-    assert mask.shape == (24, 24) and patches.shape == (8, 8)
-    fields = scoreboard._wiener_fields(coloured, 0.724)
-    for m, n in ((0, 0), (1, 6), (7, 3)):
+    relative = masks.response(coloured.pca, 0.342).view(3, 16, 3, 16)
+    made = scoreboard.methods(coloured)
+    mask, patches = made["ls-wiener"]().mask(0.342), made["pspc-wiener"]().patch(0.342)
+    assert mask.shape == (48, 48) and patches.shape == (16, 16) and (patches.sum(1) == 9).all()
+    fields = scoreboard._wiener_fields(coloured, 0.342)
+    for m, n in ((0, 0), (1, 6), (15, 3)):
         expected = sum(relative[c, m, d, n] ** 2 for c in range(3) for d in range(3)) ** 0.5
         assert fields[m, n] == pytest.approx(expected.item(), rel=1e-5)
-        assert (mask.view(3, 8, 3, 8)[:, m, :, n] == patches[m, n]).all()
+        assert (mask.view(3, 16, 3, 16)[:, m, :, n] == patches[m, n]).all()
 
 
 def test_a_partner_helps_the_mixture_at_low_noise_only():

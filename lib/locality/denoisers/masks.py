@@ -119,6 +119,22 @@ def top_share(maps: Tensor, share: float) -> Tensor:
     return torch.zeros_like(maps).scatter_(1, order, (before < share).to(maps))
 
 
+def top_places(maps: Tensor, count: int) -> Tensor:
+    """The ``count`` largest places of each map: patches of one size and any form, (P, n).
+
+    Args:
+        maps: (P, n), e.g. fields of the Wiener filter.
+        count: from 1 to n. Of equal places the first are taken.
+
+    Raises:
+        ValueError: if there are not so many places.
+    """
+    if not 1 <= count <= maps.shape[1]:
+        raise ValueError(f"count must lie between 1 and {maps.shape[1]}, got {count}")
+    order = maps.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return torch.zeros_like(maps).scatter_(1, order, 1)
+
+
 def _check_threshold(threshold: float) -> None:
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is relative to 1 and must lie in (0, 1], got {threshold}")
