@@ -32,14 +32,7 @@ from locality.denoisers import (
 )
 from locality.metrics import r2
 from locality.sampling import ddim, initial_noise
-from locality.scoreboard import (
-    PARTNER_BELOW,
-    PSPC_SHARE,
-    Bench,
-    mixture_window,
-    paired,
-    with_patches,
-)
+from locality.scoreboard import PARTNER_BELOW, Bench, mixture_window, paired, with_patches
 from locality.stats import PCA
 from locality.training import write_atomically
 
@@ -57,7 +50,6 @@ class Recipe:
         start: the mixture's parameters from which the search begins.
         search: the values tried of each, one parameter after the other.
         rivals: whether methods that read all training images for every pixel are tried, too.
-        form: whether the noise level is tried below which PSPC of the data's form takes part.
     """
 
     data: str
@@ -65,15 +57,11 @@ class Recipe:
     start: dict
     search: dict
     rivals: bool = False
-    form: bool = False
 
 
 # The mixture of patches that shares the answer at low noise.
 PATCHES = {"share": 0.5, "side": 8, "components": 50, "pseudo_count": 50}
 PATCH_SEARCH = {"share": (0.25, 0.5, 0.75), "side": (5, 8, 11), "components": (25, 50, 100)}
-# PSPC with patches of the Wiener filter's form, below one noise level for all sets: they are whole
-# images above the last that is tried.
-FORM, FORM_SEARCH = {"below": PARTNER_BELOW}, {"below": (1.0, 3.0, 7.0)}
 RECIPES = {
     "fashion-mnist": Recipe(
         "fashion-mnist",
@@ -124,7 +112,6 @@ RECIPES = {
             "pseudo_count": (100, 300, 1000),
             "opening": (1.0, 2.0),
         },
-        form=True,
     ),
     "celeba": Recipe(
         "celeba",
@@ -136,7 +123,6 @@ RECIPES = {
             "pseudo_count": (20, 60, 300),
             "power": (0.25, 0.5, 1.0),
         },
-        form=True,
     ),
 }
 
@@ -258,14 +244,6 @@ def measure(name: str) -> None:
 
     if "patches" not in about:
         about["patches"] = tune(patched, PATCHES, PATCH_SEARCH, tuning)
-        keep()
-    if recipe.form and "form" not in about:
-        partner = scoreboard.methods(bench)["pspc-wiener"]()
-
-        def formed(below: float) -> Denoiser:
-            return paired(mixture, partner, PSPC_SHARE, below=below)
-
-        about["form"] = tune(formed, FORM, FORM_SEARCH, tuning)
         keep()
     methods = {
         "Wiener": lambda: WienerDenoiser(bench.pca),

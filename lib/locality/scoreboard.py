@@ -144,7 +144,6 @@ PATCHES = {
     },
 }
 PARTNER_BELOW, SOFT_SHARE, PSPC_SHARE = 1.0, 0.5, 0.5
-FORM_BELOW = 3.0  # of PSPC with patches of the Wiener filter's form; chosen there, on other seeds
 # As sharp as the local denoiser, or nearly: below a noise level a partner has a share in the
 # mixture's answer, and all is guided away from the Wiener filter. Chosen by
 # experiments/tune_sharpness.py, on seeds that are not scored; other sets take those of the digits.
@@ -297,9 +296,6 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         ),
         # One share for all sets: the better of those in experiments/tune_sharpness.py.
         "wiener-mixture-pspc": lambda: paired(_mixture(bench), made["pspc-square"](), PSPC_SHARE),
-        "wiener-mixture-form": lambda: paired(
-            _mixture(bench), made["pspc-wiener"](), PSPC_SHARE, below=FORM_BELOW
-        ),
         "wiener-mixture-sharp": lambda: sharpened(made, **SHARP.get(data, SHARP["mnist"])),
         "pspc-square": lambda: PSPCDenoiser(images, lambda sigma: _pspc_side(sigma, side)),
         "pspc-flex": lambda: PSPCDenoiser(images, cache(partial(_flex_patches, bench))),
