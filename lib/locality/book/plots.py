@@ -98,14 +98,16 @@ def image_grid(
     Args:
         title: the figure's message.
         columns: labels above the columns, if any.
-        scale: side of one image, in inches.
+        scale: width of one image, in inches.
     """
     count = max(len(images) for images in rows.values())
+    *_, height, width = next(iter(rows.values())).shape
+    tall = scale * height / width * len(rows)
     figure, axes = plt.subplots(
         len(rows),
         count,
         squeeze=False,
-        figsize=(scale * count + 1.3, scale * len(rows) + 0.5 + 0.2 * bool(columns)),
+        figsize=(scale * count + 1.3, tall + 0.5 + 0.2 * bool(columns)),
         gridspec_kw={"wspace": 0.04, "hspace": 0.04},
     )
     for (label, images), line in zip(rows.items(), axes, strict=True):
