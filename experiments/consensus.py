@@ -1,8 +1,8 @@
 """How much of a network's sample is there to know?
 
 For some sets the zoo has several networks: of Fashion-MNIST a UNet and a DiT of all images and two
-UNets of half of them each, of the faces and of CIFAR-10 in grey a UNet and a DiT. From the noises
-of the scoreboard, networks and formulas sample in ten steps. Each is then compared with every one
+UNets of half of them each, of the faces a UNet and a DiT. From the noises of the scoreboard,
+networks and formulas sample in ten steps. Each is then compared with every one
 network, and with the mean of the networks' samples (of the others, if it is a network itself):
 with what they agree on. And relays tell where they part: one of them takes the first k of the ten
 steps, from the highest noise down, and the UNet the others; or the UNet the first.
@@ -28,7 +28,6 @@ from locality.training import write_atomically
 
 NETWORKS = {
     "fashion-mnist": ("unet", "dit", "unet even", "unet odd"),
-    "cifar10-gray": ("unet", "dit"),
     "celeba": ("unet", "dit"),
 }
 IMAGES = {"celeba": 9000}  # of the formulas, where not 10,000
@@ -37,7 +36,7 @@ SEEDS = {"celeba": 64}  # where not 128
 FORMULAS = ("wiener-mixture-patch", "wiener-mixture-pspc", "wiener-mixture", "local-0.05")
 FORMULAS += ("pspc-calibrated", "pspc-wiener", "pspc-flex", "wiener", "optimal")
 STEPS = (0, 2, 4, 6, 8, 10)
-RELEASED = {"fashion-mnist": "released-0.005", "cifar10-gray": "released-0.05"}
+RELEASED = {"fashion-mnist": "released-0.005"}
 
 
 def relay(first: Denoiser, then: Denoiser, sigmas: list[float]) -> Denoiser:

@@ -189,6 +189,30 @@ def test_the_mixtures_are_those_that_were_chosen_on_other_seeds(data):
     assert found["tuning_seeds"] == [1000, 1031] and scoreboard.SEED < 1000
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments/results").glob("consensus-*.json")))
+def test_what_networks_agree_on_is_measured_as_the_scoreboard_is(path):
+    found = json.loads(path.read_text())
+    data = found["settings"]["network"].removeprefix("unet/")
+    assert path.name == f"consensus-{data}.json"
+    assert found["settings"]["networks"]["unet"] == zoo.card(f"unet/{data}")["sha256"]
+    scored = {
+        entry["settings"]["method"]: entry
+        for entry in scoreboard.read(path.with_name(f"scoreboard-{data}.json"))
+        if all(entry["settings"][k] == found["settings"][k] for k in ("network", "images", "steps"))
+    }
+    both = set(scored) & set(found["r2_by_seed"]) - {"unet"}
+    assert len(both) >= 8
+    for method in both:
+        ours, theirs = found["r2_by_seed"][method]["unet"], scored[method]["r2_by_seed"]
+        few = min(len(ours), len(theirs))
+        assert ours[:few] == pytest.approx(theirs[:few], abs=5e-3), method
+    for method, relay in found["relays"].items():
+        alone = np.mean(found["r2_by_seed"][method]["unet"])
+        assert relay["first"][0] == relay["last"][-1] == 1, "the UNet alone"
+        assert relay["first"][-1] == pytest.approx(alone, abs=1e-3)
+        assert relay["last"][0] == pytest.approx(alone, abs=1e-3)
+
+
 def test_the_nearest_image_is_the_nearest_image(bench):
     x = bench.held_out[:3] + 0.5 * bench.noise[:3] / bench.sigmas[0]
     index = nearest_images(x, bench.train)[1][:, 0]
