@@ -2,10 +2,10 @@
 
 For some sets the zoo has several networks: of Fashion-MNIST a UNet and a DiT of all images and two
 UNets of half of them each, of the faces a UNet and a DiT. From the noises of the scoreboard,
-networks and formulas sample in ten steps. Each is then compared with every one
-network, and with the mean of the networks' samples (of the others, if it is a network itself):
-with what they agree on. And relays tell where they part: one of them takes the first k of the ten
-steps, from the highest noise down, and the UNet the others; or the UNet the first.
+networks and formulas sample in ten steps. Each is then compared with every one network, and with
+the mean of the networks' samples (of the others, if it is a network itself): with what they agree
+on. And relays tell where they part: one of them takes the first k of the ten steps, from the
+highest noise down, and the UNet the others; or the UNet the first.
 
     LOCALITY_DATA=PATH python experiments/consensus.py [SET ...]
 
@@ -27,8 +27,13 @@ from locality.sampling import ddim
 from locality.training import write_atomically
 
 NETWORKS = {
-    "fashion-mnist": ("unet", "dit", "unet even", "unet odd"),
-    "celeba": ("unet", "dit"),
+    "fashion-mnist": {
+        "unet": "unet/fashion-mnist",
+        "dit": "dit/fashion-mnist",
+        "unet even": "unet/fashion-mnist-even",
+        "unet odd": "unet/fashion-mnist-odd",
+    },
+    "celeba": {"unet": "unet/celeba", "dit": "dit/celeba"},
 }
 IMAGES = {"celeba": 9000}  # of the formulas, where not 10,000
 SEEDS = {"celeba": 64}  # where not 128
@@ -62,14 +67,11 @@ def compare(data: str) -> dict:
         seeds=SEEDS.get(data, 128),
         queries=2,
     )
-    made, drawn = scoreboard.methods(bench), {}
-    kinds = {name: name.split() for name in NETWORKS[data]}
-    networks = {name: "-".join([f"{k}/{data}", *half]) for name, (k, *half) in kinds.items()}
-    denoisers = {name: lambda full=full: zoo.load(full) for name, full in networks.items()}
+    made, networks = scoreboard.methods(bench), NETWORKS[data]
     formulas = [*FORMULAS, RELEASED[data]] if data in RELEASED else FORMULAS
-    parted = {}
-    for name, make in (denoisers | {method: made[method] for method in formulas}).items():
-        denoiser = make()
+    drawn, parted = {}, {}
+    for name in (*networks, *formulas):
+        denoiser = zoo.load(networks[name]) if name in networks else made[name]()
         *_, last = ddim(denoiser, bench.noise, bench.sigmas)
         drawn[name] = last.x0
         if name == FORMULAS[0] or (name in networks and name != "unet"):
