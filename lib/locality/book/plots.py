@@ -46,6 +46,21 @@ METHODS = {
     "nearest": "nearest image",
     "optimal": "optimal",
 }
+# And what tables call those that figures leave out.
+CALLED = METHODS | {
+    "wiener-mixture-soft": "mixture + soft",
+    "wiener-mixture-sharp": "mixture, sharpened",
+    "wiener-mixture-patch-guided-0.4": "guided, weight 0.4",
+    "wiener-mixture-patch-guided-1": "guided, weight 1",
+    "pspc-flex": "PSPC-Flex",
+    "pspc-wiener": "PSPC, data's form",
+    "ls-wiener": "LS, data's form",
+    "bbels-published": "broken ELS",
+    "els-released": "ELS, released",
+    "released-0.005-exact": "its mask, exact",
+    "sigma-cfdm-1": "sigma-CFDM, width 1",
+    "sigma-cfdm-4": "sigma-CFDM, width 4",
+}
 OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 
 
@@ -201,6 +216,86 @@ def curves(
     if len(lines) > 1:
         axis.legend()
     return axis.figure
+
+
+def intervals(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    *,
+    xlabel: str,
+    title: str,
+    names: Sequence[str] = (),
+    reference: float = 0.0,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Means with their intervals, three panels abreast that share their rows and their scale.
+
+    Args:
+        panels: panel -> row -> one (mean, low, high) for each of ``names``; a row that a panel
+            lacks stays empty there.
+        names: what the dots of a row are; without, one dot a row, in its label's colour.
+        reference: where a dashed line stands.
+        limits: of the horizontal axis.
+    """
+    labels = list(dict.fromkeys(label for rows in panels.values() for label in rows))
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    size = ((6.8, 8.2, 9.6)[across - 1], down * (0.27 * len(labels) + 0.5) + 0.5)
+    figure, axes = plt.subplots(down, across, squeeze=False, sharex=True, sharey=True, figsize=size)
+    for (panel, rows), axis in zip(panels.items(), axes.flat, strict=False):
+        axis.axvline(reference, color=INK, lw=1, ls="--")
+        for label, found in rows.items():
+            for i, (mean, low, high) in enumerate(found):
+                place = labels.index(label) + 0.28 * (i - (len(found) - 1) / 2)
+                colour = OTHERS[i] if names else COLOURS.get(label, INK)
+                axis.plot([low, high], [place, place], color=colour, lw=2)
+                axis.plot(mean, place, "osD"[i], color=colour, ms=4.5)
+        axis.set_title(panel)
+    axes[0, 0].set_yticks(range(len(labels)), labels)
+    axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
+    axes[0, 0].set_xlim(limits)
+    axes[-1, across // 2].set_xlabel(xlabel)
+    if names:
+        dots = [plt.Line2D([], [], color=OTHERS[i], marker="osD"[i]) for i in range(len(names))]
+        figure.legend(dots, names, loc="outside lower center", ncols=len(names))
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def places(
+    panels: Mapping[str, Mapping[str, tuple[float, float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    lines: tuple[str, Mapping[str, float]],
+    highest: float,
+) -> Figure:
+    """The same things at two numbers each, three panels abreast with scales of their own.
+
+    Args:
+        panels: panel -> label -> (x, y).
+        lines: what the dashed line of every panel is, and panel -> its height.
+        highest: no panel reaches further up; what lies beyond is not shown.
+    """
+    down = -(-len(panels) // 3)
+    figure, axes = plt.subplots(down, 3, squeeze=False, figsize=(9.6, 2.4 * down + 0.8))
+    name, heights = lines
+    labels = [label for found in panels.values() for label in found]
+    free = [c for c in OTHERS if c not in {COLOURS.get(label) for label in labels}]
+    colours = dict(zip((x for x in dict.fromkeys(labels) if x not in COLOURS), free, strict=False))
+    for (panel, found), axis in zip(panels.items(), axes.flat, strict=False):
+        axis.axhline(heights[panel], color=INK, lw=1, ls="--", label=name)
+        for (label, place), marker in zip(found.items(), "^osDvPX", strict=False):
+            axis.plot(*place, marker, color=(COLOURS | colours)[label], label=label)
+        axis.set_ylim(0, 1.15 * min(highest, max(y for _, y in found.values())))
+        axis.locator_params(axis="x", nbins=4)
+        axis.set_title(panel)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    axes[-1, 1].set_xlabel(xlabel)
+    figure.supylabel(ylabel, fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    return figure
 
 
 def sigma_axis(axis: Axes) -> None:
