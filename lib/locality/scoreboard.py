@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import zoo
 from .data import ImageSet, load
@@ -145,15 +146,20 @@ PATCHES = {
 }
 PARTNER_BELOW, SOFT_SHARE, PSPC_SHARE = 1.0, 0.5, 0.5
 # As sharp as the local denoiser, or nearly: below a noise level a partner has a share in the
-# mixture's answer, and all is guided away from the Wiener filter. Chosen by
-# experiments/tune_sharpness.py, on seeds that are not scored; other sets take those of the digits.
+# mixture's answer, and all is guided away from the Wiener filter, or the last answer evened out.
+# Chosen by experiments/tune_sharpness.py, on seeds that are not scored.
 SHARP_TAU = 0.05
 SHARP = {
     "fashion-mnist": {"partner": "local-0.05", "below": 3.0, "share": 1.0, "weight": 0.2},
     "mnist": {"partner": "local-0.05", "below": 3.0, "share": 0.5, "weight": 0.4},
     "cifar10-gray": {"partner": "local-0.05", "below": 3.0, "share": 1.0, "weight": 0.2},
     "cifar10": {"partner": "pspc-square", "below": 1.0, "share": 0.5, "weight": 0.4},
+    "celeba": {"partner": "local-0.05", "below": 3.0, "share": 0.5, "weight": 0.0, "even": True},
+    "afhq-cat": {"partner": "pspc-square", "below": 1.0, "share": 0.5, "weight": 0.0, "even": True},
 }
+# Noises that say how to even out, from this seed on: neither scored nor chosen on.
+EVEN_SEED, EVEN_NOISES = 2000, 64
+LARGEST_GAIN = 4.0  # at most so far is a component stretched
 # Sets for which no mixture was chosen and no patch sides were published, and whose they take. Other
 # sets take the mixture of Fashion-MNIST.
 KINDRED = {"afhq-cat": "celeba"}
@@ -296,7 +302,7 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         ),
         # One share for all sets: the better of those in experiments/tune_sharpness.py.
         "wiener-mixture-pspc": lambda: paired(_mixture(bench), made["pspc-square"](), PSPC_SHARE),
-        "wiener-mixture-sharp": lambda: sharpened(made, **SHARP.get(data, SHARP["mnist"])),
+        "wiener-mixture-sharp": lambda: sharpened(bench, made, **chosen(SHARP, data)),
         "pspc-square": lambda: PSPCDenoiser(images, lambda sigma: _pspc_side(sigma, side)),
         "pspc-flex": lambda: PSPCDenoiser(images, cache(partial(_flex_patches, bench))),
         # As many pixels as in PSPC-Square, where the data say; and of every patch its centre only.
@@ -370,17 +376,68 @@ def guided(denoiser: Denoiser, weaker: Denoiser, weight: float) -> Denoiser:
     return lambda x, sigma: (1 + weight) * denoiser(x, sigma) - weight * weaker(x, sigma)
 
 
+def evened(denoiser: Denoiser, bench: Bench) -> Denoiser:
+    """``denoiser``, whose last answer keeps as much of every component's variance as of the whole.
+
+    A few coarse steps leave samples a share of the data's variance, a network's too; where a
+    denoiser blurs, principal components keep less of theirs. Here those are stretched to the share
+    that all together keep. Samples from noises of their own say how far; no network is asked. The
+    last answer is the image: at all other noise levels nothing changes.
+    """
+    pca = bench.pca
+    noise = initial_noise(
+        EVEN_NOISES,
+        bench.train.shape,
+        sigma=bench.sigmas[0],
+        seed=EVEN_SEED,
+        device=bench.noise.device,
+    )
+    *_, last = ddim(denoiser, noise, bench.sigmas)
+    kept, whole = shares_kept(last.x0, pca)
+    gains = (whole / kept.clamp(min=1e-12)).sqrt().clamp(1, LARGEST_GAIN).to(last.x0)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        answer = denoiser(x, sigma)
+        if sigma > bench.sigmas[-1]:
+            return answer
+        stretched = pca.mean + pca.apply(gains, answer.flatten(1) - pca.mean)
+        return stretched.view_as(x)
+
+    return denoise
+
+
+def shares_kept(images: Tensor, pca: PCA) -> tuple[Tensor, float]:
+    """How much of the data's variance images (n, C, H, W) keep: by component (D,), and in all.
+
+    Component i stands for components 0.8 i to 1.25 i together: a few images do not tell that of a
+    single one. Float64, on the CPU.
+    """
+    variances = ((images.flatten(1) - pca.mean) @ pca.eigenvectors).square().mean(0)
+    ours, data = (v.to("cpu", torch.float64) for v in (variances, pca.eigenvalues))
+    places = torch.arange(len(ours))
+    low, high = (0.8 * places).long(), (1.25 * places).long().clamp(max=len(places) - 1) + 1
+    near_ours, near_data = (pad(v.cumsum(0), (1, 0)) for v in (ours, data))
+    near_ours, near_data = (v[high] - v[low] for v in (near_ours, near_data))
+    return near_ours / near_data.clamp(min=1e-12), (ours.sum() / data.sum()).item()
+
+
 def sharpened(
+    bench: Bench,
     made: dict[str, Callable[[], Denoiser]],
     partner: str,
     *,
     below: float,
     share: float,
     weight: float,
+    even: bool = False,
 ) -> Denoiser:
-    """The mixture, paired with a method and guided away from the Wiener filter; see `methods`."""
+    """The mixture, paired with a method and guided away from the Wiener filter; see `methods`.
+
+    Last, if ``even``, it is `evened`.
+    """
     pair = paired(made["wiener-mixture"](), made[partner](), share, below=below)
-    return guided(pair, made["wiener"](), weight)
+    sharp = guided(pair, made["wiener"](), weight)
+    return evened(sharp, bench) if even else sharp
 
 
 def with_patches(
@@ -399,7 +456,7 @@ def _mixture(bench: Bench) -> WienerMixtureDenoiser:
 
 
 def chosen(table: dict[str, dict], data: str) -> dict:
-    """The parameters in MIXTURES or PATCHES that a data set takes."""
+    """The parameters in MIXTURES, PATCHES or SHARP that a data set takes."""
     return dict(table.get(data) or table[KINDRED.get(data, "fashion-mnist")])
 
 

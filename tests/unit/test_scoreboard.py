@@ -180,6 +180,49 @@ def test_guidance_goes_on_from_the_weaker_denoiser_past_the_better_one():
     assert torch.equal(denoise(x, 2.0), torch.full_like(x, 5 + 0.5 * 6))
 
 
+def test_evened_out_samples_keep_of_every_component_what_they_keep_of_the_whole(bench):
+    dark = ImageSet(bench.train.images * 0.2, bench.train.labels, "dark")  # nothing is clipped
+    bench = replace(bench, train=dark)
+    pca, blur = bench.pca, torch.where(torch.arange(64) < 6, 1.0, 0.5)  # but for the leading ones
+
+    def blurred(x, sigma):
+        """Wiener's samples, blurred in the last step."""
+        answer = WienerDenoiser(pca)(x, sigma)
+        if sigma > bench.sigmas[-1]:
+            return answer
+        return (pca.mean + pca.apply(blur, answer.flatten(1) - pca.mean)).view_as(x)
+
+    evened = scoreboard.evened(blurred, bench)
+    x = bench.noise / 100
+    assert torch.equal(evened(x, bench.sigmas[-2]), blurred(x, bench.sigmas[-2])), "last step only"
+    noise = initial_noise(500, (1, 8, 8), sigma=bench.sigmas[0], seed=9000)
+    samples = (list(ddim(d, noise, bench.sigmas))[-1].x0 for d in (blurred, evened))
+    (before, whole), (after, _) = (scoreboard.shares_kept(x0, pca) for x0 in samples)
+    stretch = (after / before).sqrt()
+    assert stretch.min() > 0.999 and stretch.max() < scoreboard.LARGEST_GAIN + 0.01
+    free = (stretch > 1.2) & (stretch < 0.95 * scoreboard.LARGEST_GAIN)
+    free &= torch.arange(64) >= 12  # whose neighbours are blurred, too
+    assert free.sum() > 10, "most fine components are stretched"
+    assert (after[free] / whole - 1).abs().max() < 0.35, "to what the samples keep in all"
+    used = range(scoreboard.EVEN_SEED, scoreboard.EVEN_SEED + scoreboard.EVEN_NOISES)
+    assert used.start > 1063 and scoreboard.SEED + 128 < 1000, "not scored, not chosen on"
+
+
+def test_shares_kept_are_ratios_of_variances_of_neighbouring_components(bench):
+    pca = bench.pca
+    z = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)) * pca.eigenvalues.sqrt()
+    shares = torch.linspace(1.0, 0.25, 64)
+    images = (pca.mean + (z * shares.sqrt()) @ pca.eigenvectors.T).view(-1, 1, 8, 8)
+    kept, whole = scoreboard.shares_kept(images, pca)
+    for i in (0, 3, 20, 63):
+        near = slice(int(0.8 * i), min(int(1.25 * i), 63) + 1)
+        expected = (shares * pca.eigenvalues)[near].sum() / pca.eigenvalues[near].sum()
+        assert kept[i].item() == pytest.approx(expected.item(), rel=0.05)
+    assert whole == pytest.approx(
+        ((shares * pca.eigenvalues).sum() / pca.eigenvalues.sum()).item(), rel=0.05
+    )
+
+
 @pytest.mark.parametrize("data", sorted(scoreboard.MIXTURES))
 def test_the_mixtures_are_those_that_were_chosen_on_other_seeds(data):
     found = json.loads((ROOT / f"experiments/results/mixture-{data}.json").read_text())

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from .. import zoo
 from ..scoreboard import MIXTURES, SHARP, SHARP_TAU
-from .plots import INK
+from .plots import COLOURS, INK
 
 LOCAL = f"local-{SHARP_TAU}"
 STEPS = ("Wiener", "mixture, exact", "mixture", "mixture + patches")
@@ -59,7 +60,10 @@ def sharpness(folder: str | Path) -> dict[str, dict]:
 
 
 def draw_sharpness(found: dict[str, dict]) -> Figure:
-    """r2 with the UNet against Frechet distance, a panel for each of ``sharpness``'s data sets."""
+    """r2 with the UNet against Frechet distance, a panel for each of ``sharpness``'s data sets.
+
+    On a line one dial is turned: guidance, or where nothing was guided, evening out.
+    """
     lines = {
         "mixture + patches": ("patches", None),
         "half PSPC below 1": ("pspc-square", 0.5),
@@ -71,7 +75,7 @@ def draw_sharpness(found: dict[str, dict]) -> Figure:
     for axis, (name, report) in zip(axes.flat, found.items(), strict=True):
         for i, (label, way) in enumerate(lines.items()):
             rows = [r for r in report["tried"] if (r["partner"], r.get("share")) == way]
-            if rows:  # in colour not every partner was tried
+            if rows:  # in colour and on the faces not every partner was tried
                 points = zip(*((r["r2"], r["frechet"]) for r in rows), strict=True)
                 axis.plot(*points, marker="o^vsD"[i], ms=4, color=f"C{i}", label=label)
         masked = report["rivals"][LOCAL]
@@ -82,7 +86,19 @@ def draw_sharpness(found: dict[str, dict]) -> Figure:
         axis.yaxis.set_minor_formatter("{x:g}")
     for axis in axes[:, 0]:
         axis.set_ylabel("Frechet distance, log scale")
-    for axis in axes[-1]:
-        axis.set_xlabel("r2 with the UNet's samples")
-    axes[0, 0].legend(fontsize=8)
+    axes[-1, 1].set_xlabel("r2 with the UNet's samples")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
+
+
+def draw_shares(kept: dict[str, Tensor]) -> Figure:
+    """What samples keep of the variance of each principal component, (D,) for each label."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.2))
+    for label, shares in kept.items():
+        colour = COLOURS.get(label, "#E69F00")
+        axis.plot(range(1, len(shares) + 1), shares, color=colour, label=label)
+    axis.set(xscale="log", xlabel="principal component, leading to fine", ylim=(0, 1.3))
+    axis.set_ylabel("share of variance kept")
+    axis.set_title("A network loses alike everywhere, a blur where detail is fine")
+    axis.legend(ncols=2)
     return figure
