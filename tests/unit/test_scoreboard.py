@@ -232,6 +232,22 @@ def test_the_mixtures_are_those_that_were_chosen_on_other_seeds(data):
     assert found["tuning_seeds"] == [1000, 1031] and scoreboard.SEED < 1000
 
 
+@pytest.mark.parametrize("data", ["celeba", "afhq-cat", "cifar10"])
+def test_distances_with_intervals_are_of_the_samples_that_were_scored(data):
+    found = json.loads((ROOT / f"experiments/results/distances-{data}.json").read_text())
+    assert found["network_sha256"] == zoo.card(f"unet/{data}")["sha256"]
+    assert found["seed"] == scoreboard.SEED and found["seeds"] == 128 and found["draws"] >= 500
+    entries = scoreboard.read(ROOT / f"experiments/results/scoreboard-{data}.json")
+    for method, far in found["methods"].items():
+        wanted = {"network": f"unet/{data}", "method": method, "seeds": 128, "steps": 10}
+        wanted["images"] = found["images"]
+        (scored, *_) = [e for e in entries if wanted.items() <= e["settings"].items()]
+        assert scored["frechet"] == pytest.approx(far["frechet"], rel=0.25), "of 64 and of 128"
+        less = far["frechet"] - found["methods"]["local-0.05"]["frechet"]
+        low, high = far["less_local"]["low"], far["less_local"]["high"]
+        assert low - 0.2 <= less <= high + 0.2, method
+
+
 @pytest.mark.parametrize("data", ["fashion-mnist", "celeba"])
 def test_what_networks_agree_on_is_measured_as_the_scoreboard_is(data):
     path = ROOT / f"experiments/results/consensus-{data}.json"
