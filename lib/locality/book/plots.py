@@ -239,13 +239,14 @@ def intervals(
     labels = list(dict.fromkeys(label for rows in panels.values() for label in rows))
     across = min(3, len(panels))
     down = -(-len(panels) // across)
-    size = ((6.8, 8.2, 9.6)[across - 1], down * (0.27 * len(labels) + 0.5) + 0.5)
+    row = 0.27 + 0.09 * max(0, len(names) - 1)  # inches
+    size = ((6.8, 8.2, 9.6)[across - 1], down * (row * len(labels) + 0.5) + 0.5)
     figure, axes = plt.subplots(down, across, squeeze=False, sharex=True, sharey=True, figsize=size)
     for (panel, rows), axis in zip(panels.items(), axes.flat, strict=False):
         axis.axvline(reference, color=INK, lw=1, ls="--")
         for label, found in rows.items():
             for i, (mean, low, high) in enumerate(found):
-                place = labels.index(label) + 0.28 * (i - (len(found) - 1) / 2)
+                place = labels.index(label) + 0.25 * (i - (len(found) - 1) / 2)
                 colour = OTHERS[i] if names else COLOURS.get(label, INK)
                 axis.plot([low, high], [place, place], color=colour, lw=2)
                 axis.plot(mean, place, "osD"[i], color=colour, ms=4.5)
