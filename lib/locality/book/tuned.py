@@ -68,16 +68,17 @@ def draw_sharpness(found: dict[str, dict]) -> Figure:
         "mixture + patches": ("patches", None),
         "half PSPC below 1": ("pspc-square", 0.5),
         "PSPC below 1": ("pspc-square", 1.0),
+        "quarter local below 3": (LOCAL, 0.25),
         "half local below 3": (LOCAL, 0.5),
         "local below 3": (LOCAL, 1.0),
     }
-    figure, axes = plt.subplots(2, -(-len(found) // 2), figsize=(9.6, 6.2), squeeze=False)
+    figure, axes = plt.subplots(2, -(-len(found) // 2), figsize=(9.6, 6.5), squeeze=False)
     for axis, (name, report) in zip(axes.flat, found.items(), strict=True):
         for i, (label, way) in enumerate(lines.items()):
             rows = [r for r in report["tried"] if (r["partner"], r.get("share")) == way]
             if rows:  # in colour and on the faces not every partner was tried
                 points = zip(*((r["r2"], r["frechet"]) for r in rows), strict=True)
-                axis.plot(*points, marker="o^vsD"[i], ms=4, color=f"C{i}", label=label)
+                axis.plot(*points, marker="o^vPsD"[i], ms=4, color=f"C{i}", label=label)
         masked = report["rivals"][LOCAL]
         axis.plot(masked["r2"], masked["frechet"], "X", ms=9, color=INK, label="local, tau 0.05")
         axis.axhline(report["rivals"]["unet"]["frechet"], color=INK, lw=1, ls="--")
@@ -87,7 +88,7 @@ def draw_sharpness(found: dict[str, dict]) -> Figure:
     for axis in axes[:, 0]:
         axis.set_ylabel("Frechet distance, log scale")
     axes[-1, 1].set_xlabel("r2 with the UNet's samples")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
