@@ -88,7 +88,8 @@ def draw_sharpness(found: dict[str, dict]) -> Figure:
     for axis in axes[:, 0]:
         axis.set_ylabel("Frechet distance, log scale")
     axes[-1, 1].set_xlabel("r2 with the UNet's samples")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    shown = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()[:-1]}
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=4)
     return figure
 
 
