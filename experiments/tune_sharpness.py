@@ -7,10 +7,10 @@ or PSPC with published sides below 1), guidance, a step further away from the Wi
 variance (`locality.scoreboard.evened`). For every setting: r2 with the UNet's samples and the
 Frechet distance to real images, from 64 noises of their own (seeds 1000 to 1063). On CIFAR-10 in
 colour PSPC is the only partner, because the local softmax takes long. Faces and cats are evened out
-and not guided, which chapter 9 finds not to sharpen there; the other sets are guided and not evened
-out. Chosen is the setting of the largest r2 among those that are at least as sharp as the local
-denoiser; where there is none, the sharpest. What is chosen stands in `locality.scoreboard`, which
-scores it on other seeds.
+and not guided, which by the scoreboard does not sharpen there; the other sets are guided and not
+evened out. Chosen is the setting of the largest r2 among those that are at least as sharp as the
+local denoiser; where there is none, the sharpest. What is chosen stands in `locality.scoreboard`,
+which scores it on other seeds.
 
     LOCALITY_DATA=PATH python experiments/tune_sharpness.py [SET ...]
 
@@ -45,14 +45,15 @@ def settings(bench: Bench) -> Iterator[dict]:
     """The parameters that are tried."""
     if bench.train.shape[0] == 1:
         yield from ({"partner": "patches", "weight": weight} for weight in (0.0, 0.4, 0.7, 1.0))
-    partners = {"pspc-square": (PARTNER_BELOW, (0.5, 1.0), (0.0, 0.2, 0.4, 0.6))}
-    if bench.data != "cifar10":
-        partners[LOCAL] = (3.0, (0.5, 1.0), (0.0, 0.2, 0.4, 0.7))
     if bench.data in EVENED:
         partners = {
             "pspc-square": (PARTNER_BELOW, (0.5, 1.0), (0.0,)),
             LOCAL: (3.0, (0.25, 0.5), (0.0,)),
         }
+    else:
+        partners = {"pspc-square": (PARTNER_BELOW, (0.5, 1.0), (0.0, 0.2, 0.4, 0.6))}
+        if bench.data != "cifar10":
+            partners[LOCAL] = (3.0, (0.5, 1.0), (0.0, 0.2, 0.4, 0.7))
     for partner, (below, shares, weights) in partners.items():
         for share, weight in product(shares, weights):
             dials = {"partner": partner, "below": below, "share": share, "weight": weight}

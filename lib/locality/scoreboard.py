@@ -394,7 +394,8 @@ def evened(denoiser: Denoiser, bench: Bench) -> Denoiser:
     )
     *_, last = ddim(denoiser, noise, bench.sigmas)
     kept, whole = shares_kept(last.x0, pca)
-    gains = (whole / kept.clamp(min=1e-12)).sqrt().clamp(1, LARGEST_GAIN).to(last.x0)
+    gains = (whole / kept.clamp(min=1e-12)).sqrt().clamp(1, LARGEST_GAIN)
+    gains = gains.to(last.x0.dtype).to(last.x0.device)  # not every accelerator has float64
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         answer = denoiser(x, sigma)
