@@ -68,9 +68,9 @@ serve: book  ## build and serve the pages on this machine
 	@echo "http://127.0.0.1:$(PORT)/ (stop with Ctrl-C)"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)
 
-bench: env  ## run the benchmarks and write benchmarks/results
+bench: env  ## run the benchmarks on one thread; they write benchmarks/results
 	@set -e; for script in benchmarks/[!_]*.py; do \
-		echo "== $$script"; $(BIN)/python "$$script"; done
+		echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python "$$script"; done
 
 lock: env  ## resolve requirements.lock anew (needs uv)
 	$(BIN)/python scripts/update_lock.py

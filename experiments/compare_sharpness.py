@@ -1,9 +1,9 @@
 """Are the sharpened mixture's samples as sharp as the local denoiser's? With an interval.
 
 The scoreboard takes the Frechet distance of the first 64 samples, of every method as many, without
-an interval. Here the methods that the whole condition of chapter 9 is about sample from all 128 of
-its noises; their features are drawn again with replacement, the same noises for every method, and
-the distance less the local denoiser's gets a 95 % interval from 500 draws.
+an interval. Here the methods that chapter 9 compares both in agreement and in sharpness sample from
+all 128 of its noises; their features are drawn again with replacement, the same noises for every
+method, and the distance less the local denoiser's gets a 95 % interval from 500 draws.
 
     LOCALITY_DATA=PATH python experiments/compare_sharpness.py [SET ...]
 

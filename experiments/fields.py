@@ -9,7 +9,8 @@ the 10,000 images that ship).
     LOCALITY_DATA=PATH python experiments/fields.py
 
 Writes results/fields-SET.safetensors, one set of tensors for each model, and fields-SET.json, which
-says what they are. Resumable: a model that is there is skipped, unless its network has changed.
+says what they are. Resumable: a model that is there is skipped, unless its network has changed. If
+the pixels, the images or another part of a recipe have, all of its set are measured anew.
 """
 
 import argparse
@@ -128,7 +129,9 @@ def measure_set(name: str, only: list[str] | None) -> None:
     }
     tensors, card = {}, path.with_suffix(".json")
     if card.exists() and path.exists():
-        tensors, about["models"] = load_file(path), json.loads(card.read_text())["models"]
+        earlier = json.loads(card.read_text())
+        if earlier | {"models": {}} == json.loads(json.dumps(about)):  # else all is measured anew
+            tensors, about["models"] = load_file(path), earlier["models"]
     for model, (version, make) in models(name, images).items():
         if about["models"].get(model) == version:
             print(f"{name}: {model} is there")

@@ -49,7 +49,7 @@ class Recipe:
     Attributes:
         data: arguments of `locality.data.load`; and "shape": "W" to hide a W in the images, "part":
             (start, stop, step) to use these of the training images only.
-        network: its kind (`zoo.KINDS`) and the arguments of its class.
+        network: an `architecture` of `locality.networks`.
         training: how it is trained.
         matrix: for a linear network: how one matrix, for one noise level, is trained first, from
             whose eigenvectors the network then starts.

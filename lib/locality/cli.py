@@ -14,7 +14,7 @@ from tqdm import tqdm
 from . import data, scoreboard, zoo
 from .denoisers import Denoiser, LocalDenoiser, OptimalDenoiser, WienerDenoiser, masks
 from .distributed import Sharded, fit_pca, share
-from .networks import architecture
+from .networks import NetworkDenoiser, architecture
 from .sampling import ddim, initial_noise
 from .schedule import ddpm_sigmas
 from .stats import PCA
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--flip", action="store_true", help="mirror half of the images")
     added.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     added.add_argument("--seed", type=int, default=0)
-    added.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    added.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or mps")
     added.add_argument("--folder", type=Path, default=Path("runs"))
 
     added = command(run_sample, "sample into a picture; under torchrun: images shared out")
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--samples", type=int, default=8)
     added.add_argument("--steps", type=int, default=10)
     added.add_argument("--seed", type=int, default=42)
-    added.add_argument("--device", default="cpu")
+    added.add_argument("--device", type=_device, default="cpu")
     added.add_argument("--folder", type=Path, default=zoo.ZOO)
 
     added = command(run_score, "compare methods with a network, from the same noise; resumable")
@@ -90,12 +90,22 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--seeds", type=int, default=128)
     added.add_argument("--queries", type=int, default=16, help="for the curves over sigma")
     added.add_argument("--steps", type=int, default=10, help="of DDIM (default: the paper's 10)")
-    added.add_argument("--device", default="cpu")
+    added.add_argument("--device", type=_device, default="cpu")
     added.add_argument("--folder", type=Path, default=zoo.ZOO)
     added.add_argument(
         "--output", type=Path, help="default: scoreboard-DATA.json in experiments/results"
     )
     return parser
+
+
+def _device(name: str) -> str:
+    """``name``, if tensors can be made there."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"no device {name!r} here: {reason}") from error
+    return name
 
 
 def run_data(options: argparse.Namespace) -> None:
@@ -152,6 +162,8 @@ def run_sample(options: argparse.Namespace) -> None:
             shape = tuple(images.shape[1:])
         else:
             denoiser = zoo.load(options.name, device=device, folder=options.folder)
+            if not isinstance(denoiser, NetworkDenoiser):
+                raise ValueError(f"{options.name} is a classifier and cannot denoise")
             shape = tuple(zoo.card(options.name, folder=options.folder)["shape"])
         samples = _samples(denoiser, shape, options, device)
         if first:

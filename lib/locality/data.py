@@ -172,7 +172,7 @@ def load(
     if base == ("photos" if path else "folder"):
         takes = "no path" if path else "a path, folder:PATH"
         raise ValueError(f"{name!r}: {base} takes {takes}")
-    root = _resolve(name) if path else find(base)
+    root = _resolve(name) if path else _find(base)
     size = size or source.size
     total, blocks, labels = source.read(root, split, size)
     label = f"{base}:{root.name}" if path else base
@@ -192,13 +192,13 @@ def load(
 
 
 def available(name: str) -> bool:
-    """Whether `load(name)` needs no download: the set ships, or lies on this machine."""
+    """Whether `load(name)`, of `NAMES`, needs no download: it ships, or is on this machine."""
     if name not in _SETS:
         raise ValueError(f"unknown data set {name!r}, expected one of {', '.join(NAMES)}")
     return _SETS[name].read is _read_photos or _on_this_machine(name) is not None
 
 
-def find(name: str) -> Path | None:
+def _find(name: str) -> Path | None:
     """The folder the set `name` is read from, downloading it when it is nowhere on this machine.
 
     Returns None for "photos", which come with scikit-image and scikit-learn.

@@ -19,7 +19,7 @@ from .denoisers.optimal import squared_distances
 def _pairs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape != y.shape or x.ndim < 2:
         raise ValueError(f"expected two batches of one shape, got {x.shape} and {y.shape}")
-    return x.flatten(1).double().cpu(), y.flatten(1).double().cpu()
+    return x.flatten(1).cpu().double(), y.flatten(1).cpu().double()
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def bootstrap_interval(
     Raises:
         ValueError: if there are fewer than two values.
     """
-    values = torch.as_tensor(values).double().cpu()
+    values = torch.as_tensor(values).cpu().double()
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"need a vector of at least 2 values, got shape {tuple(values.shape)}")
     generator = torch.Generator().manual_seed(seed)
@@ -81,7 +81,7 @@ def share_removed(ours: Tensor, theirs: Tensor) -> tuple[float, float, float]:
         The share, of the mean unexplained variances, and the ends of its 95 % bootstrap interval.
     """
     count = min(len(ours), len(theirs))
-    left, right = (1 - torch.as_tensor(r)[:count].double() for r in (ours, theirs))
+    left, right = (1 - torch.as_tensor(r)[:count].cpu().double() for r in (ours, theirs))
 
     def share(seeds: Tensor) -> Tensor:
         return 1 - left[seeds.long()].mean(-1) / right[seeds.long()].mean(-1)
@@ -113,7 +113,10 @@ def nearest_images(
         best, order = torch.cat([best, distances], 1).sort(1)
         index = torch.cat([index, places], 1).gather(1, order)[:, :k]
         best = best[:, :k]
-    return best.sqrt().float(), index
+    # x^2 + y^2 - 2 x y does not round to 0 for a copy: those found are measured once more.
+    found = images[index].flatten(2).to(dtype)  # (B, k, D)
+    exact, order = (found - query[:, None]).square().sum(2).sqrt().sort(1)
+    return exact.float(), index.gather(1, order)
 
 
 def copy_ratio(x: Tensor, images: ImageSet | Tensor) -> Tensor:
@@ -142,7 +145,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
             f"expected features (n, D) and (m, D), two rows or more, got {tuple(x.shape)} and "
             f"{tuple(y.shape)}"
         )
-    x, y = x.double().cpu(), y.double().cpu()
+    x, y = x.cpu().double(), y.cpu().double()
     values, vectors = torch.linalg.eigh(x.T.cov())
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     # S_x^(1/2) S_y S_x^(1/2) is symmetric and has the eigenvalues of S_x S_y.

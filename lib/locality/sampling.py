@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .denoisers import Denoiser
+from .denoisers.base import check_count
 from .schedule import check_sigma
 
 
@@ -36,6 +37,7 @@ def initial_noise(
     Drawn on the CPU one image after the other, so that image i is the same for every ``count``
     and on every device.
     """
+    check_count(count, name="count")
     generator = torch.Generator().manual_seed(seed)
     images = [torch.randn(shape, generator=generator) for _ in range(count)]
     return (torch.stack(images) * check_sigma(sigma)).to(device)

@@ -58,7 +58,9 @@ def ddpm_sigmas(steps: int = 10) -> Tensor:
     """Noise levels of ``steps`` evenly spaced DDPM timesteps, high to low: (steps,) float32.
 
     Ten steps are the paper's protocol, t = 900, 800, ..., 0, that is
-    sigma = 60.8, 25.7, 12.0, 6.17, 3.44, 2.04, 1.24, 0.724, 0.342, 0.010.
+    sigma = 60.8, 25.7, 12.0, 6.17, 3.44, 2.04, 1.24, 0.724, 0.342, 0.010. The spacing is
+    1000 // steps, as in the usual DDPM scheduler. Take a divisor of 1000: other numbers start
+    lower, where noise is not alone yet (600 at sigma = 6.1).
     """
     if not 1 <= steps <= DDPM_TIMESTEPS:
         raise ValueError(f"steps must lie between 1 and {DDPM_TIMESTEPS}, got {steps}")

@@ -237,14 +237,20 @@ def prepare(
         steps: of the DDIM sampler; 10 is the paper's protocol.
 
     Raises:
-        ValueError: if there is no such network, or fewer than two seeds or queries.
+        ValueError: if there is no such network, it was trained on a part of a set or on altered
+            images, or there are fewer than two seeds or queries.
     """
     if min(seeds, queries) < 2:
         raise ValueError(f"need at least 2 seeds and queries, got {seeds} and {queries}")
     card = zoo.card(name, folder=folder)
+    if altered := sorted({"part", "shape"} & set(card["data"])):
+        raise ValueError(
+            f"{name} was trained on images that are not a set's first ones (its card's data has "
+            f"{', '.join(altered)}): there is no bench for it"
+        )
     network = zoo.load(name, device=device, folder=folder)
     channels, side, _ = card["shape"]
-    images = images or card["data"]["images"]
+    images = card["data"]["images"] if images is None else images
     data = card["data"]["name"]
     if data == "fashion-mnist-full" and images <= 10_000:
         data = "fashion-mnist"  # the same images, and they ship with the package
@@ -317,7 +323,7 @@ def methods(bench: Bench) -> dict[str, Callable[[], Denoiser]]:
         made[f"sigma-cfdm-{width:g}"] = partial(SmoothedDenoiser, OptimalDenoiser(images), width)
     for tau in TAUS:
         made[f"local-{tau}"] = partial(_local, bench, masks.pca, tau)
-    for tau in {PAPER_TAU.get(base, 0.02): None, 0.02: None}:
+    for tau in dict.fromkeys((PAPER_TAU.get(base, 0.02), 0.02)):
         official = partial(_local, bench, masks.pca_official, tau)
         made[f"released-{tau}"] = partial(official, batch_average=RELEASED_BATCH)
         made[f"released-{tau}-exact"] = official
@@ -557,7 +563,7 @@ def score(denoiser: Denoiser, bench: Bench) -> dict:
     ratios = copy_ratio(last.x0, bench.train)
     result["copies"] = {
         "median": _round(ratios.median().item()),
-        "share": _round((ratios < 1 / 3).double().mean().item()),
+        "share": _round((ratios < 1 / 3).float().mean().item()),
     }
     result["frechet"] = None
     if bench.features is not None and len(x0) >= COMPARED:
@@ -633,7 +639,13 @@ def read(path: str | Path) -> list[dict]:
 
 
 def samples(entry: dict, shape: tuple[int, int, int]) -> Tensor:
-    """The sampled images (n, C, H, W) that an entry keeps, in [-1, 1], to 1/255."""
+    """The sampled images (n, C, H, W) that an entry keeps, in [-1, 1], to 1/255.
+
+    Raises:
+        ValueError: if it keeps none, because the set's images may not be passed on.
+    """
+    if entry["samples"] is None:
+        raise ValueError(f"no samples of {entry['settings']['data']} are kept, by its licence")
     pixels = torch.frombuffer(bytearray(base64.b64decode(entry["samples"])), dtype=torch.uint8)
     return pixels.view(-1, *shape) / 127.5 - 1
 

@@ -5,6 +5,7 @@ whole input (the paper, figure 1). Denoisers that know their Jacobian in closed 
 exactly and fast; for everything else, networks included, autograd does.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -88,13 +89,13 @@ def anisotropy(field: Tensor, pixel: tuple[int, int]) -> Tensor:
     Returns:
         (...), between 0 and 1.
     """
-    distance = distances(field, pixel).flatten().double()
-    knots = torch.arange(1, int(distance.max()) + 2, device=field.device)
+    distance = distances(field, pixel).flatten().cpu().double()
+    knots = torch.arange(1, math.ceil(distance.max()) + 1)
     hats = (1 - (distance[:, None] - knots).abs()).clamp_min(0)[distance > 0]  # (H W - 1, knots)
-    values = field.flatten(-2).double()[..., distance > 0]  # (..., H W - 1)
+    values = field.flatten(-2).cpu().double()[..., distance > 0]  # (..., H W - 1)
     basis = torch.linalg.qr(hats).Q
     explained = (values @ basis).square().sum(-1)
-    return (1 - explained / values.square().sum(-1)).to(field.dtype)
+    return (1 - explained / values.square().sum(-1)).to(field)
 
 
 def mirror_ratio(field: Tensor, pixel: tuple[int, int]) -> Tensor:
@@ -110,12 +111,17 @@ def mirror_ratio(field: Tensor, pixel: tuple[int, int]) -> Tensor:
         (...): 1 without a preference, for every field that depends on distance alone about 1.
 
     Raises:
-        ValueError: if the pixel is so near to the axis that the window would touch it.
+        ValueError: if the pixel is so near to the axis that the window would touch it, or so near
+            to the border that the window would leave the field.
     """
-    width = field.shape[-1]
+    height, width = field.shape[-2:]
     mirrored = (pixel[0], width - 1 - pixel[1])
     if abs(mirrored[1] - pixel[1]) < 4:
         raise ValueError(f"pixel {pixel} is its own mirror image in a field {width} pixels wide")
+    if not (0 < mirrored[0] < height - 1 and 0 < mirrored[1] < width - 1):
+        raise ValueError(
+            f"the window around the mirror image of {pixel} leaves a field of {height} x {width}"
+        )
     distance = distances(field, pixel)
     offsets = torch.arange(-1, 2, device=field.device)
     window = torch.zeros_like(distance, dtype=torch.bool)

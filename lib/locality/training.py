@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,10 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .denoisers.base import Denoiser
+from .denoisers.base import Denoiser, precise_dtype
 from .networks import NetworkDenoiser
 
-BANDS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)  # edges of the sigma bands of `Step.bands`
 FORMAT = "locality-training-1"
 
 
@@ -96,16 +94,12 @@ class Step:
     Attributes:
         step: counts from 1.
         loss: weighted squared error per pixel, mean over the global batch; about 1 at the start.
-        bands: the same by noise level (edges `BANDS`); NaN where the batch had none.
-        lr: the learning rate used.
         images_per_second: of this step, over all processes.
         averaged: the denoiser with the averaged weights, always the same object: the one to keep.
     """
 
     step: int
     loss: float
-    bands: tuple[float, ...]
-    lr: float
     images_per_second: float
     averaged: NetworkDenoiser
 
@@ -123,7 +117,8 @@ def train(
     Runs on the denoiser's device. With a `checkpoint` path the state is written there every
     `checkpoint_every` steps and at the end, atomically; if the file exists, the run continues from
     it. Under `torchrun` (an initialised process group) every process calls this with the same
-    arguments, and the result is that of one process.
+    arguments, and the result is that of one process, to rounding, where the network has no dropout
+    (of which every process draws its own).
 
     Raises:
         ValueError: if the batch doesn't fit the data or the number of processes.
@@ -168,7 +163,7 @@ def train(
         decay = min(config.ema, (1 + step) / (10 + step))  # forget the first weights quickly
         with torch.no_grad():
             torch._foreach_lerp_(averages, parameters, 1 - decay)
-        losses, sigma = _gather(losses.detach(), world), _gather(sigma, world)
+        loss = _gather(losses.detach(), world).mean().item()  # waits for the device
         done = step + 1
         elapsed = time.perf_counter() - began
         seconds += elapsed
@@ -181,9 +176,7 @@ def train(
             _save(path, run | progress, network, averaged.network, optimizer)
         yield Step(
             step=done,
-            loss=losses.mean().item(),
-            bands=_by_band(losses, sigma),
-            lr=config.lr_at(step),
+            loss=loss,
             images_per_second=config.batch / elapsed,
             averaged=averaged,
         )
@@ -230,7 +223,7 @@ def held_out_loss(
         total = 0.0
         for x0, z in zip(images.split(chunk), noise.split(chunk)):
             x0_hat = denoiser(x0 + sigma * z, sigma)
-            total += (x0_hat - x0).square().sum(dtype=torch.float64).item()
+            total += (x0_hat - x0).square().sum(dtype=precise_dtype(x0.device)).item()
         losses.append(total / images.numel())
     return losses
 
@@ -258,11 +251,6 @@ def _gather(values: Tensor, world: int) -> Tensor:
     parts = [torch.empty_like(values) for _ in range(world)]
     dist.all_gather(parts, values)
     return torch.stack(parts, dim=1).flatten()
-
-
-def _by_band(losses: Tensor, sigma: Tensor) -> tuple[float, ...]:
-    bands = pairwise(BANDS)
-    return tuple(losses[(sigma >= low) & (sigma < high)].mean().item() for low, high in bands)
 
 
 def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

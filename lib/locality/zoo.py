@@ -112,6 +112,7 @@ def save(name: str, model: nn.Module, about: dict, *, folder: str | Path = ZOO) 
     }
     weights = save_tensors(tensors)
     text = json.dumps(about | {"sha256": hashlib.sha256(weights).hexdigest()}, indent=1) + "\n"
-    path = Path(folder) / name
-    write_atomically(path.with_suffix(".safetensors"), lambda part: part.write_bytes(weights))
-    write_atomically(path.with_suffix(".json"), lambda part: part.write_text(text))
+    # Not `with_suffix`, which would take the ".001" of a name like "lr-0.001" for one.
+    folder = Path(folder)
+    write_atomically(folder / f"{name}.safetensors", lambda part: part.write_bytes(weights))
+    write_atomically(folder / f"{name}.json", lambda part: part.write_text(text))

@@ -739,11 +739,12 @@ def test_other_settings_out_of_range_are_refused(tiny, small_pca):
 
 @pytest.mark.parametrize("count", [0, -5])
 def test_a_chunk_or_batch_of_no_images_is_refused(tiny, count):
-    with pytest.raises(ValueError, match=f"chunk must be at least 1, got {count}"):
+    with pytest.raises(ValueError, match=f"chunk must be a whole number, at least 1, got {count}"):
         LocalDenoiser(tiny, lambda _: masks.full(tiny.shape), chunk=count)
-    with pytest.raises(ValueError, match=f"chunk must be at least 1, got {count}"):
+    with pytest.raises(ValueError, match=f"chunk must be a whole number, at least 1, got {count}"):
         OptimalDenoiser(tiny, chunk=count)
-    with pytest.raises(ValueError, match=f"batch_average must be at least 1, got {count}"):
+    words = f"batch_average must be a whole number, at least 1, got {count}"
+    with pytest.raises(ValueError, match=words):
         LocalDenoiser(tiny, lambda _: masks.full(tiny.shape), batch_average=count)
 
 

@@ -329,7 +329,7 @@ def test_neighbours_keep_the_nearest_images_only(images, noised):
     for k in (20, 200):
         every = OptimalDenoiser(images, neighbours=k)(x, sigma)
         assert largest(every, OptimalDenoiser(images)(x, sigma)) < 1e-6
-    with pytest.raises(ValueError, match="neighbours must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="neighbours must be a whole number, at least 1, got 0"):
         OptimalDenoiser(images, neighbours=0)
 
 
@@ -440,7 +440,7 @@ def test_other_bad_input_is_refused(images):
         lambda **options: ELSDenoiser(images, 3, **options),
         lambda **options: PSPCDenoiser(images, 3, **options),
     ):
-        with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="chunk must be a whole number, at least 1, got 0"):
             make(chunk=0)
         for bad, sigma, message in (
             (images[:1], 0.0, "positive, finite noise level"),
@@ -449,7 +449,7 @@ def test_other_bad_input_is_refused(images):
         ):
             with pytest.raises(ValueError, match=message):
                 make()(bad, sigma)
-    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="stride must be a whole number, at least 1, got 0"):
         ELSDenoiser(images, 3, stride=0)
     with pytest.raises(ValueError, match=r"expected \[-1, 1\]"):
         ELSDenoiser(images * 3, 3)

@@ -106,6 +106,12 @@ def test_the_shipped_images_are_the_first_of_the_full_set():
     assert torch.equal(known["unet"]()(x, 1.0), bench.network(x, 1.0))
 
 
+@pytest.mark.parametrize("name", ["unet/fashion-mnist-even", "unet/fashion-mnist-w"])
+def test_networks_of_other_images_than_the_first_have_no_bench(name):
+    with pytest.raises(ValueError, match=f"{name} was trained on images that are not a set's"):
+        scoreboard.prepare(name, seeds=2, queries=2)
+
+
 @pytest.mark.parametrize("few", [{"seeds": 1}, {"queries": 1}])
 def test_one_seed_has_no_interval(folder, few):
     with pytest.raises(ValueError, match="at least 2 seeds and queries"):

@@ -201,9 +201,9 @@ def test_patches_are_never_all_in_memory(measured_memory):
 
 
 def test_bad_input_is_refused(images):
-    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="keep must be a whole number, at least 1, got 0"):
         ScreenedELSDenoiser(images, 3, keep=0)
-    with pytest.raises(ValueError, match=r"draw must be at least 1, got 2\.5"):
+    with pytest.raises(ValueError, match=r"draw must be a whole number, at least 1, got 2\.5"):
         ScreenedELSDenoiser(images, 3, draw=2.5)
     with pytest.raises(ValueError, match="boundary must be one of circular, complete, broken"):
         ScreenedELSDenoiser(images, 3, boundary="zero")

@@ -195,16 +195,19 @@ def test_anisotropy_of_round_and_other_fields():
     assert torch.equal(anisotropy(spike, pixel), anisotropy(spiked, pixel))
 
 
-def test_anisotropy_is_the_residual_of_least_squares(fashion_pca):
-    field = fashion_pca.wiener_rows(1.24, [14 * 28 + 12]).view(28, 28).abs().double()
+# The pixel farthest from (14, 12) is 20.5 away; that from (12, 7) is 25, a whole number.
+@pytest.mark.parametrize(("pixel", "last"), [((14, 12), 21), ((12, 7), 25)])
+def test_anisotropy_is_the_residual_of_least_squares(fashion_pca, pixel, last):
+    row, column = pixel
+    field = fashion_pca.wiener_rows(1.24, [row * 28 + column]).view(28, 28).abs().double()
     place = torch.arange(28)
-    distance = torch.hypot(place[:, None] - 14.0, place - 12.0).double().flatten()
-    knots = torch.arange(1, 23)
+    distance = torch.hypot(place[:, None] - row, place.double() - column).flatten()
+    knots = torch.arange(1, last + 1)
     hats = torch.stack([(1 - (distance - k).abs()).clamp_min(0) for k in knots], 1)[distance > 0]
     values = field.flatten()[distance > 0]
     fit = hats @ torch.linalg.lstsq(hats, values[:, None], driver="gelsd").solution
     expected = (values - fit[:, 0]).square().sum() / values.square().sum()
-    assert anisotropy(field, (14, 12)).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert anisotropy(field, pixel).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_mirror_ratio_finds_a_second_spot_and_only_there():
@@ -219,6 +222,9 @@ def test_mirror_ratio_finds_a_second_spot_and_only_there():
     torch.testing.assert_close(mirror_ratio(pair.flip(1), (16, 20)), mirror_ratio(pair, pixel))
     with pytest.raises(ValueError, match=r"pixel \(3, 15\) is its own mirror image"):
         mirror_ratio(plain, (3, 15))
+    for border in ((0, 5), (31, 5), (5, 0), (5, 31)):
+        with pytest.raises(ValueError, match="leaves a field of 32 x 32"):
+            mirror_ratio(plain, border)
 
 
 def test_overlap_is_the_cosine_and_blind_to_scale():

@@ -53,7 +53,7 @@ def test_smoothing_mixes_training_images_where_the_optimal_denoiser_copies_one(t
 
 def test_bad_input_is_refused(tiny):
     optimal = OptimalDenoiser(tiny)
-    with pytest.raises(ValueError, match="copies must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="copies must be a whole number, at least 1, got 0"):
         SmoothedDenoiser(optimal, 0.5, copies=0)
     for width in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"width must be finite and not negative, got {width}"):

@@ -152,7 +152,7 @@ def test_bad_input_is_refused(fashion):
     def mask(_: float) -> Tensor:
         return masks.square((1, 28, 28), 3)
 
-    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="keep must be a whole number, at least 1, got 0"):
         ScreenedLocalDenoiser(fashion, mask, keep=0)
     denoiser = ScreenedLocalDenoiser(ImageSet(fashion.images[:20], None, "few"), mask)
     with pytest.raises(ValueError, match="expected shape"):

@@ -16,7 +16,6 @@ from locality.denoisers import OptimalDenoiser, WienerDenoiser
 from locality.networks import LinearDenoiser, MatrixDenoiser, NetworkDenoiser, UNet
 from locality.stats import PCA
 from locality.training import (
-    BANDS,
     TrainConfig,
     digest,
     draw,
@@ -70,13 +69,14 @@ def test_training_beats_predicting_nothing_and_the_linear_filter(images):
     assert ours[1] < linear[1]  # two clusters: no linear filter can decide between them
 
 
-def test_a_step_reports_its_loss_by_noise_level(images):
+def test_a_step_reports_its_loss(images):
     steps = list(train(fresh(), images, config=CONFIG))
     assert [step.step for step in steps] == list(range(1, 13))
-    for step in steps:
-        assert len(step.bands) == len(BANDS) - 1
-        filled = [band for band in step.bands if not math.isnan(band)]
-        assert min(filled) <= step.loss <= max(filled)
+    denoiser = fresh()
+    x0, sigma, noise = draw(images, 0, config=CONFIG)
+    x0_hat = denoiser(x0 + sigma[:, None, None, None] * noise, sigma)
+    losses = (x0_hat - x0).square().mean((1, 2, 3)) * denoiser.loss_weight(sigma)
+    assert steps[0].loss == pytest.approx(losses.mean().item(), rel=1e-5)
     assert steps[0].averaged is steps[-1].averaged
 
 
@@ -327,6 +327,14 @@ def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
     assert "Did you mean 'fashion-mnist'" in capsys.readouterr().err
     assert main(["sample", "nothing", str(tmp_path / "x.png"), "--folder", str(tmp_path)]) == 1
     assert "'nothing'" in capsys.readouterr().err
+    picture = str(tmp_path / "x.png")
+    assert main(["sample", "classifier/fashion-mnist", picture]) == 1
+    assert "is a classifier" in capsys.readouterr().err
+    assert main(["sample", "unet/fashion-mnist", picture, "--samples", "0"]) == 1
+    assert "count must be a whole number, at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sample", "unet/fashion-mnist", picture, "--device", "nope"])
+    assert "no device 'nope' here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

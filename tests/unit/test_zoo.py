@@ -149,7 +149,6 @@ def test_the_distance_on_the_card_can_be_measured_again():
     assert ((matrix - wiener).norm() / wiener.norm()).item() == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.skipif(not set(HALVES) <= set(NETWORKS), reason="not trained yet")
 def test_networks_of_disjoint_halves_agree_more_than_each_with_the_optimum_of_its_half():
     found = measured(HALVES[0], "halves")
     even, odd = (zoo.card(name)["data"] for name in HALVES)
@@ -160,7 +159,6 @@ def test_networks_of_disjoint_halves_agree_more_than_each_with_the_optimum_of_it
     assert min(found["sigma"]) <= 0.3 and max(found["sigma"]) >= 3
 
 
-@pytest.mark.skipif(not set(HALVES) <= set(NETWORKS), reason="not trained yet")
 def test_the_agreement_on_the_card_can_be_measured_again():
     found = measured(HALVES[0], "halves")
     clean = load("fashion-mnist", "test", n=found["images"]).images
@@ -170,3 +168,13 @@ def test_the_agreement_on_the_card_can_be_measured_again():
     agreement = (r2(one, other).mean() + r2(other, one).mean()).item() / 2
     expected = found["networks"][found["sigma"].index(1.24)]
     assert agreement == pytest.approx(expected, abs=1e-3)
+
+
+def test_names_with_a_dot_are_kept_whole(tmp_path):
+    about = zoo.card("classifier/fashion-mnist")
+    network = zoo.load("classifier/fashion-mnist")
+    for rate in ("0.001", "0.003"):
+        zoo.save(f"a/rate-{rate}", network, about | {"name": rate}, folder=tmp_path)
+    assert zoo.names(folder=tmp_path) == ["a/rate-0.001", "a/rate-0.003"]
+    assert zoo.card("a/rate-0.001", folder=tmp_path)["name"] == "0.001"
+    zoo.load("a/rate-0.003", folder=tmp_path)

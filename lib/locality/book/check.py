@@ -65,7 +65,7 @@ def function(
         if got.squeeze().shape != want.squeeze().shape:
             shapes = f"expected {tuple(want.shape)}, got {tuple(got.shape)}"
             return _wrong(f"case {i}: shape: {shapes}", hint)
-        error = (got.double().squeeze() - want.double().squeeze()).abs().max().item()
+        error = (got.cpu().double().squeeze() - want.cpu().double().squeeze()).abs().max().item()
         if not error <= within:
             return _wrong(f"case {i}: largest difference {error:.3g}, accepted {within:.3g}", hint)
     return _right(f"{len(cases)} cases agree")

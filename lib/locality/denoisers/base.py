@@ -1,5 +1,6 @@
 """What every denoiser of the library promises, and what the closed-form ones share."""
 
+import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -37,9 +38,9 @@ def precise_dtype(device: torch.device) -> torch.dtype:
 
 def check_count(count: int, *, name: str) -> int:
     """Return ``count``; a ValueError that says ``name`` unless it is a whole number, 1 or more."""
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}")
-    return count
+    if not isinstance(count, numbers.Integral) or count < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1, got {count}")
+    return int(count)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..stats import PCA
+from .base import precise_dtype
 
 # Below this response a pixel is constant in the data (a border that is always black): its row
 # of W is rounding noise, and any normalisation by it would be too.
@@ -113,7 +114,7 @@ def top_share(maps: Tensor, share: float) -> Tensor:
         )
     if bool((maps.amax(1) == 0).any()):
         raise ValueError(f"map {int((maps.amax(1) == 0).nonzero()[0])} is zero everywhere")
-    values, order = maps.double().sort(dim=1, descending=True)
+    values, order = maps.to(precise_dtype(maps.device)).sort(dim=1, descending=True)
     held = values.cumsum(1)
     before = (held - values) / held[:, -1:]  # what the larger ones hold already
     return torch.zeros_like(maps).scatter_(1, order, (before < share).to(maps))

@@ -25,6 +25,8 @@ from .streaming import SoftmaxState, accumulate, softmax_weights
 # Noise in the likelihoods by which expectation maximisation shares out the images. Without any, the
 # directions of least variance, in which clusters hardly differ, would decide.
 EM_SIGMA = 0.25
+# K-means looks at this many leading principal components, or at all if there are fewer.
+CLUSTER_RANK = 30
 
 
 class KernelMixtureDenoiser:
@@ -64,8 +66,8 @@ class KernelMixtureDenoiser:
         self.pca = pca
         self.width = width
         self.chunk = check_count(chunk, name="chunk")
-        parts = [self._coordinates(part) for part in images.split(1024)]
-        self.coordinates = torch.cat([part.float() for part in parts])  # (N, D)
+        parts = [self._coordinates(part).float() for part in images.split(1024)]
+        self.coordinates = torch.cat(parts)  # (N, D)
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Posterior mean, (B, C, H, W) float32, of the noisy images ``x`` (B, C, H, W)."""
@@ -167,7 +169,6 @@ class WienerMixtureDenoiser:
         pseudo_count: float,
         rounds: int = 0,
         window: Callable[[float], Tensor] | None = None,
-        cluster_rank: int = 30,
         seed: int = 0,
     ) -> "WienerMixtureDenoiser":
         """Find the components by k-means and gather a mean and a covariance of each cluster.
@@ -186,7 +187,6 @@ class WienerMixtureDenoiser:
                 pseudo_count / (n_c + pseudo_count), most where images are few (Friedman 1989).
             rounds: of expectation maximisation after k-means.
             window: sigma -> V, see the class.
-            cluster_rank: k-means looks at this many leading principal components.
             seed: of k-means.
         """
         check_count(components, name="components")
@@ -197,6 +197,7 @@ class WienerMixtureDenoiser:
         # Imported here: it takes as long as torch itself, and every process would wait for it.
         from sklearn.cluster import KMeans
 
+        cluster_rank = min(CLUSTER_RANK, pca.eigenvectors.shape[1])
         leading = pca.truncate(max(rank, cluster_rank)).eigenvectors
         parts = training_images(images).split(1024)
         y = torch.cat([(part.flatten(1) - pca.mean) @ leading for part in parts]).cpu().double()
@@ -328,7 +329,6 @@ class PatchMixtureDenoiser:
             components=components,
             rank=len(statistics.mean),
             pseudo_count=pseudo_count,
-            cluster_rank=min(30, len(statistics.mean)),
         )
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:

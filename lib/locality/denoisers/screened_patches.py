@@ -432,7 +432,7 @@ def _components(patches: Tensor) -> Tensor:
     """The leading principal components of patches (n, d), (d, r)."""
     covariance = torch.cov(patches.T).view(patches.shape[1], -1)
     return (
-        torch.linalg.eigh(covariance.to(precise_dtype(patches.device)))[1]
+        torch.linalg.eigh(covariance.to("cpu", torch.float64))[1]  # LAPACK lives on the CPU
         .flip(1)[:, :RANK]
         .to(patches)
     )

@@ -66,7 +66,7 @@ class LinearDenoiser(nn.Module):
     @torch.no_grad()
     def start_from(self, matrix: "MatrixDenoiser") -> None:
         """Let the directions be the eigenvectors of a learned matrix, those of most effect."""
-        weight = matrix.weight.double()
+        weight = matrix.weight.cpu().double()
         values, vectors = torch.linalg.eigh((weight + weight.T) / 2)
         # At the common value of most directions (of all in which the data hardly vary) the scalar
         # serves; a direction is worth a row of V by its distance to that.

@@ -74,8 +74,8 @@ class NetworkDenoiser(nn.Module):
 
 def _timestep(sigma: Tensor) -> Tensor:
     """DDPM's timestep, 0 ... 999, of noise level ``sigma`` (B,), interpolated in log(sigma)."""
-    alpha_bars = ddpm_alpha_bars().to(sigma.device)
-    table = (((1 - alpha_bars) / alpha_bars).log() / 2).to(sigma.dtype)  # increasing
+    alpha_bars = ddpm_alpha_bars()
+    table = (((1 - alpha_bars) / alpha_bars).log() / 2).to(sigma.dtype).to(sigma.device)
     position = sigma.log()
     right = torch.searchsorted(table, position.contiguous()).clamp(1, DDPM_TIMESTEPS - 1)
     left_value, right_value = table[right - 1], table[right]
