@@ -20,7 +20,7 @@ class LossPlot:
 
     def __init__(self, *, title: str):
         self.figure, self.axis = plt.subplots(figsize=(6.4, 3.2))
-        self.axis.set(xlabel="noisy images seen", ylabel="loss (untrained: 1)")
+        self.axis.set(xlabel="noisy images seen", ylabel="loss")
         self.axis.set_title(title)
         self.curves = {}
         self._lines = {}
