@@ -538,9 +538,10 @@ def _over_channels(rows: Tensor, bench: Bench) -> Tensor:
 
 @torch.no_grad()
 def score(denoiser: Denoiser, bench: Bench) -> dict:
-    """All numbers of one denoiser; r2, Pearson and MSE are against the network's samples.
+    """All numbers of one denoiser.
 
     Returns:
+        A dictionary, whose r2, Pearson and MSE are against the network's samples.
         "r2", "pearson", "mse": mean over seeds and 95 % bootstrap interval, {"mean", "low",
         "high"}. "r2_by_seed": one a seed, for comparisons in pairs. "curves": a dictionary of
         lists over its "sigma": "trajectory_r2", with "_low" and "_high" as well, of the clean image
