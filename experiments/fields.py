@@ -130,7 +130,10 @@ def measure_set(name: str, only: list[str] | None) -> None:
     tensors, card = {}, path.with_suffix(".json")
     if card.exists() and path.exists():
         earlier = json.loads(card.read_text())
-        if earlier | {"models": {}} == json.loads(json.dumps(about)):  # else all is measured anew
+        if earlier | {"models": {}} != json.loads(json.dumps(about)):
+            if only is not None:
+                raise SystemExit(f"{name}: its recipe has changed; measure it with all its models")
+        else:
             tensors, about["models"] = load_file(path), earlier["models"]
     for model, (version, make) in models(name, images).items():
         if about["models"].get(model) == version:

@@ -100,8 +100,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _device(name: str) -> str:
     """``name``, if tensors can be made there."""
+    rank = os.environ.get("LOCAL_RANK")  # under torchrun: this process's GPU, not the first one
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device=f"cuda:{rank}" if name == "cuda" and rank else name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise argparse.ArgumentTypeError(f"no device {name!r} here: {reason}") from error

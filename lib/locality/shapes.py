@@ -1,4 +1,4 @@
-"""Shapes to hide in a data set: a faint pattern of random strength correlates the pixels it covers.
+"""Shapes to hide in a data set: a pattern of random amplitude correlates the pixels it covers.
 
 The paper shows that locality can be manipulated: if every image gets ``a * shape`` with its own
 random ``a``, the covariance of the data gains one rank-one term, and trained networks look along
@@ -56,5 +56,5 @@ def add_shape(images: Tensor, shape: Tensor, *, deviation: float = 0.5, seed: in
         raise ValueError(
             f"shape must be {tuple(images.shape[2:])}, as the images, got {tuple(shape.shape)}"
         )
-    strength = torch.randn(len(images), generator=torch.Generator().manual_seed(seed)) * deviation
-    return images + strength.to(images)[:, None, None, None] * shape.to(images)
+    amplitude = torch.randn(len(images), generator=torch.Generator().manual_seed(seed)) * deviation
+    return images + amplitude.to(images)[:, None, None, None] * shape.to(images)
