@@ -70,7 +70,7 @@ def compare(name: str) -> dict:
 def main() -> None:
     """Compare on the sets named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", default=("afhq-cat", "cifar10"))
+    parser.add_argument("names", nargs="*", default=("afhq-cat", "celeba", "cifar10"))
     for name in parser.parse_args().names:
         found = {
             "network_sha256": zoo.card(f"unet/{name}")["sha256"],

@@ -238,7 +238,7 @@ def test_the_mixtures_are_those_that_were_chosen_on_other_seeds(data):
     assert found["tuning_seeds"] == [1000, 1031] and scoreboard.SEED < 1000
 
 
-@pytest.mark.parametrize("data", ["afhq-cat", "cifar10"])
+@pytest.mark.parametrize("data", ["afhq-cat", "celeba", "cifar10"])
 def test_distances_with_intervals_are_of_the_samples_that_were_scored(data):
     found = json.loads((ROOT / f"experiments/results/distances-{data}.json").read_text())
     assert found["network_sha256"] == zoo.card(f"unet/{data}")["sha256"]
