@@ -130,11 +130,10 @@ def measure_set(name: str, only: list[str] | None) -> None:
     tensors, card = {}, path.with_suffix(".json")
     if card.exists() and path.exists():
         earlier = json.loads(card.read_text())
-        if earlier | {"models": {}} != json.loads(json.dumps(about)):
-            if only is not None:
-                raise SystemExit(f"{name}: its recipe has changed; measure it with all its models")
-        else:
+        if earlier | {"models": {}} == json.loads(json.dumps(about)):
             tensors, about["models"] = load_file(path), earlier["models"]
+        elif only is not None:
+            raise SystemExit(f"{name}: its recipe has changed; measure it with all its models")
     for model, (version, make) in models(name, images).items():
         if about["models"].get(model) == version:
             print(f"{name}: {model} is there")

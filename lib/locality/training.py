@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from .denoisers.base import Denoiser, precise_dtype
 from .networks import NetworkDenoiser
 
+BANDS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)  # edges of the sigma bands of `Step.bands`
 FORMAT = "locality-training-1"
 
 
@@ -93,13 +95,16 @@ class Step:
 
     Attributes:
         step: counts from 1.
-        loss: weighted squared error per pixel, mean over the global batch; about 1 at the start.
+        loss: weighted squared error per pixel, mean over the global batch; about 1 at the start,
+            somewhat more where the pixels' mean is not 0.
+        bands: the same by noise level (edges `BANDS`); NaN where the batch had none.
         images_per_second: of this step, over all processes.
         averaged: the denoiser with the averaged weights, always the same object: the one to keep.
     """
 
     step: int
     loss: float
+    bands: tuple[float, ...]
     images_per_second: float
     averaged: NetworkDenoiser
 
@@ -163,7 +168,8 @@ def train(
         decay = min(config.ema, (1 + step) / (10 + step))  # forget the first weights quickly
         with torch.no_grad():
             torch._foreach_lerp_(averages, parameters, 1 - decay)
-        loss = _gather(losses.detach(), world).mean().item()  # waits for the device
+        losses, sigma = _gather(losses.detach(), world), _gather(sigma, world)
+        loss = losses.mean().item()  # waits for the device, so that the time is the step's
         done = step + 1
         elapsed = time.perf_counter() - began
         seconds += elapsed
@@ -177,6 +183,7 @@ def train(
         yield Step(
             step=done,
             loss=loss,
+            bands=_by_band(losses, sigma),
             images_per_second=config.batch / elapsed,
             averaged=averaged,
         )
@@ -251,6 +258,11 @@ def _gather(values: Tensor, world: int) -> Tensor:
     parts = [torch.empty_like(values) for _ in range(world)]
     dist.all_gather(parts, values)
     return torch.stack(parts, dim=1).flatten()
+
+
+def _by_band(losses: Tensor, sigma: Tensor) -> tuple[float, ...]:
+    bands = pairwise(BANDS)
+    return tuple(losses[(sigma >= low) & (sigma < high)].mean().item() for low, high in bands)
 
 
 def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -16,6 +16,7 @@ from locality.denoisers import OptimalDenoiser, WienerDenoiser
 from locality.networks import LinearDenoiser, MatrixDenoiser, NetworkDenoiser, UNet
 from locality.stats import PCA
 from locality.training import (
+    BANDS,
     TrainConfig,
     digest,
     draw,
@@ -69,9 +70,13 @@ def test_training_beats_predicting_nothing_and_the_linear_filter(images):
     assert ours[1] < linear[1]  # two clusters: no linear filter can decide between them
 
 
-def test_a_step_reports_its_loss(images):
+def test_a_step_reports_its_loss_by_noise_level(images):
     steps = list(train(fresh(), images, config=CONFIG))
     assert [step.step for step in steps] == list(range(1, 13))
+    for step in steps:
+        assert len(step.bands) == len(BANDS) - 1
+        filled = [band for band in step.bands if not math.isnan(band)]
+        assert min(filled) <= step.loss <= max(filled)
     denoiser = fresh()
     x0, sigma, noise = draw(images, 0, config=CONFIG)
     x0_hat = denoiser(x0 + sigma[:, None, None, None] * noise, sigma)
