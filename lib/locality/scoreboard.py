@@ -3,6 +3,8 @@
 ``prepare`` gathers what all methods of a data set are compared on, ``methods`` says what there is
 to compare, ``score`` gives the numbers of any one denoiser, and ``run`` fills a results file, one
 method at a time, skipping those that it holds already. `python -m locality score` is its door.
+Sampling with the slowest takes hours: what a method has answered is kept as well, noise level by
+noise level, until its numbers are there.
 """
 
 import base64
@@ -15,6 +17,8 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -536,9 +540,48 @@ def _over_channels(rows: Tensor, bench: Bench) -> Tensor:
     return blocks.square().sum((0, 2)).sqrt()
 
 
+class _Kept:
+    """A denoiser that keeps its answers, one a noise level, and in a file if there is a path.
+
+    What a file of these settings holds is not computed again, so sampling that was stopped goes on
+    where it was. For one way from one noise only: an answer is known by its sigma.
+    """
+
+    def __init__(self, denoiser: Denoiser, bench: Bench, path: Path | None):
+        self.denoiser, self.path = denoiser, path
+        self.clock = time.process_time if bench.noise.device.type == "cpu" else time.perf_counter
+        self.settings, self.seconds = json.dumps(bench.settings), 0.0
+        self.answers: dict[str, Tensor] = {}
+        if path is None or not path.exists():
+            return
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                if about.get("settings") == self.settings:
+                    self.answers = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                    self.seconds = float(about["seconds"])
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is damaged: {error}; delete it to start anew") from error
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        key = str(sigma)
+        if key not in self.answers:
+            began = self.clock()
+            self.answers[key] = self.denoiser(x, sigma).cpu()
+            self.seconds += self.clock() - began
+            if self.path is not None:
+                about = {"settings": self.settings, "seconds": str(self.seconds)}
+                write_atomically(self.path, lambda part: save_file(self.answers, part, about))
+        return self.answers[key].to(x.device)
+
+
 @torch.no_grad()
-def score(denoiser: Denoiser, bench: Bench) -> dict:
+def score(denoiser: Denoiser, bench: Bench, *, kept: Path | None = None) -> dict:
     """All numbers of one denoiser.
+
+    Args:
+        kept: a file for the answers on the way to the samples. If it is there, and of a bench of
+            the same settings, sampling goes on where it was.
 
     Returns:
         A dictionary, whose r2, Pearson and MSE are against the network's samples.
@@ -552,11 +595,9 @@ def score(denoiser: Denoiser, bench: Bench) -> dict:
         CPU time (all threads together) on a CPU, of wall time elsewhere. "samples": the first
         images as text (see `samples`), None for sets that may not be passed on.
     """
-    clock = time.process_time if bench.noise.device.type == "cpu" else time.perf_counter
-    began = clock()
-    *_, last = ddim(denoiser, bench.noise, bench.sigmas)
+    sampled = _Kept(denoiser, bench, kept)
+    *_, last = ddim(sampled, bench.noise, bench.sigmas)
     x0 = last.x0.cpu()
-    seconds = (clock() - began) / len(x0)
     truth = bench.trajectory[-1].x0
     result = {metric.__name__: _summary(metric(x0, truth)) for metric in (r2, pearson, mse)}
     result["r2_by_seed"] = [round(v, 4) for v in r2(x0, truth).tolist()]
@@ -570,7 +611,7 @@ def score(denoiser: Denoiser, bench: Bench) -> dict:
     if bench.features is not None and len(x0) >= COMPARED:
         found = frechet_distance(bench.features(last.x0[:COMPARED]), bench.reference)
         result["frechet"] = _round(found)
-    result["seconds"] = _round(seconds)
+    result["seconds"] = _round(sampled.seconds / len(x0))
     shown = bench.settings["data"] in SHOWABLE
     pixels = ((x0[:SHOWN] + 1) * 127.5).round().byte().contiguous()
     result["samples"] = base64.b64encode(pixels.numpy().tobytes()).decode() if shown else None
@@ -609,7 +650,8 @@ def run(bench: Bench, wanted: Sequence[str] | None, *, output: str | Path) -> It
     """Score ``wanted`` methods (None for all) into the file ``output``; yields each new entry.
 
     The file is written whole after every method, atomically. A method is skipped if the file holds
-    it with the same settings, so an interrupted run continues where it was.
+    it with the same settings, and what it has answered so far is kept in a file beside, so an
+    interrupted run continues where it was.
 
     Raises:
         ValueError: if there is no method of a wanted name.
@@ -622,11 +664,14 @@ def run(bench: Bench, wanted: Sequence[str] | None, *, output: str | Path) -> It
         settings = {"method": method, **bench.settings}
         if any(entry["settings"] == settings for entry in _entries(output)):
             continue
-        entry = {"settings": settings, **score(makers[method](), bench), "made_with": _versions()}
+        kept = output.with_name(f"{output.name}.{method}.part")
+        result = score(makers[method](), bench, kept=kept)
+        entry = {"settings": settings, **result, "made_with": _versions()}
         entries = _entries(output)  # again: another process may have added some in the meantime
         entries.append(entry)
         text = json.dumps({"entries": entries}, indent=1) + "\n"
         write_atomically(output, lambda part, text=text: part.write_text(text))
+        kept.unlink(missing_ok=True)  # another process may have made the same entry
         yield entry
 
 

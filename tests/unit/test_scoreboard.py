@@ -357,6 +357,54 @@ def test_an_interrupted_run_goes_on_where_it_was(bench, tmp_path):
     assert parts.read_bytes() == content, "a finished file is left alone"
 
 
+def counted(denoiser, *, stop_at=None):
+    """``denoiser``, the noise levels that it was asked at, and a stop when asked for so many."""
+    asked = []
+
+    def denoise(x, sigma):
+        if len(asked) == stop_at:
+            raise KeyboardInterrupt
+        asked.append(sigma)
+        return denoiser(x, sigma)
+
+    return denoise, asked
+
+
+def test_a_method_that_was_interrupted_goes_on_at_its_noise_level(bench, tmp_path):
+    kept = tmp_path / "wiener.part"
+    wiener = WienerDenoiser(bench.pca)
+    stopped, _ = counted(wiener, stop_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        scoreboard.score(stopped, bench, kept=kept)
+    rest, asked = counted(wiener)
+    result = scoreboard.score(rest, bench, kept=kept)
+    assert asked[:6] == bench.sigmas[4:], "four of ten noise levels were there"
+    assert numbers(result) == numbers(scoreboard.score(wiener, bench))
+    again, asked = counted(wiener)
+    other = replace(bench, settings=bench.settings | {"images": 50})
+    scoreboard.score(again, other, kept=kept)
+    assert asked[:10] == bench.sigmas, "of other settings nothing is taken"
+
+
+def test_time_is_that_of_all_answers_wherever_sampling_was_stopped(bench, tmp_path, monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(scoreboard.time, "process_time", lambda: float(next(ticks)))
+    kept, wiener = tmp_path / "wiener.part", WienerDenoiser(bench.pca)
+    with pytest.raises(KeyboardInterrupt):
+        scoreboard.score(counted(wiener, stop_at=7)[0], bench, kept=kept)
+    seconds = scoreboard.score(wiener, bench, kept=kept)["seconds"]
+    assert seconds == pytest.approx(10 / 6, rel=1e-4), "a tick an answer, ten of six samples"
+
+
+def test_a_run_leaves_no_answers_behind_and_names_a_damaged_file(bench, tmp_path):
+    output = tmp_path / "scores.json"
+    list(scoreboard.run(bench, ["wiener"], output=output))
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+    (tmp_path / "scores.json.optimal.part").write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match=r"scores.json.optimal.part is damaged: .* delete it"):
+        list(scoreboard.run(bench, ["optimal"], output=output))
+
+
 def test_other_settings_are_scored_anew(bench, folder, tmp_path):
     output = tmp_path / "scores.json"
     list(scoreboard.run(bench, ["wiener"], output=output))
