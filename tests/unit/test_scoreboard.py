@@ -396,6 +396,15 @@ def test_time_is_that_of_all_answers_wherever_sampling_was_stopped(bench, tmp_pa
     assert seconds == pytest.approx(10 / 6, rel=1e-4), "a tick an answer, ten of six samples"
 
 
+def test_answers_are_kept_of_denoisers_that_give_the_same_memory_again(bench, tmp_path):
+    grey = torch.zeros(8, 8, 1, 6).permute(3, 2, 0, 1)  # not contiguous, either
+    kept = tmp_path / "grey.part"
+    (first, asked), (second, less) = (counted(lambda x, sigma: grey[: len(x)]) for _ in range(2))
+    results = [scoreboard.score(denoiser, bench, kept=kept) for denoiser in (first, second)]
+    assert numbers(results[0]) == numbers(results[1])
+    assert len(less) == len(asked) - 10, "all ten answers of the samples were there"
+
+
 def test_a_run_leaves_no_answers_behind_and_names_a_damaged_file(bench, tmp_path):
     output = tmp_path / "scores.json"
     list(scoreboard.run(bench, ["wiener"], output=output))
