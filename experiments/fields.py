@@ -69,6 +69,11 @@ RECIPES = {
     "afhq-cat": Recipe(
         {"name": "afhq-cat", "size": 32}, {"eye": (16, 11), "cheek": (22, 8)}, 0.02, FACES
     ),
+    "photos": Recipe(  # patches of photographs, of which the zoo has no network
+        {"name": "photos", "size": 32, "gray": True},
+        {"centre": (16, 16), "where eyes are": (16, 11)},
+        0.05,
+    ),
 }
 
 
