@@ -10,6 +10,7 @@ import scipy.linalg
 import torch
 
 from locality import scoreboard, zoo
+from locality.book import printed
 from locality.cli import main
 from locality.data import ImageSet
 from locality.denoisers import OptimalDenoiser, WienerDenoiser, masks
@@ -453,3 +454,21 @@ def test_a_set_without_parameters_takes_those_of_a_kindred_one():
         assert scoreboard.chosen(table, "olivetti") == table["fashion-mnist"]
         scoreboard.chosen(table, "mnist").clear()  # a copy
         assert table["mnist"]
+
+
+def test_the_printed_table_shows_what_is_missing_and_leaves_out_what_nobody_has(capsys):
+    entry = {"r2": {"mean": 0.5, "low": 0.4, "high": 0.6}, "r2_by_seed": [0.4, 0.6]}
+    sets = {f"set {i}": {"wiener": entry, "optimal": None, "nearest": None} for i in range(4)}
+    sets["set 3"]["optimal"] = entry
+    printed.agreement(sets, {"wiener": "Wiener", "optimal": "copies"}, title="r2")
+    number = ["0.50", "[", "0.40,", "0.60]", "2"]  # the last is how many seeds
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["r2", "set", "0", "set", "1", "set", "2"],
+        ["Wiener", *number * 3],
+        ["copies", "-", "-", "-"],
+        [],
+        ["r2", "set", "3"],
+        ["Wiener", *number],
+        ["copies", *number],
+        [],
+    ]

@@ -1,12 +1,15 @@
 """Sensitivity: closed forms against autograd, and both against Jacobians of other code."""
 
+import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from locality import zoo
 from locality.denoisers import LocalDenoiser, OptimalDenoiser, WienerDenoiser, masks
 from locality.sensitivity import (
     anisotropy,
@@ -20,6 +23,7 @@ from locality.sensitivity import (
 from locality.stats import PCA
 
 SIGMAS = [25.7, 3.44, 1.24, 0.724, 0.342]
+RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results"
 
 
 def soft_formula(x: Tensor, images: Tensor, mask: Tensor, sigma: float) -> Tensor:
@@ -254,3 +258,13 @@ def test_bad_input_says_what_was_wrong(tiny):
     averaging = LocalDenoiser(tiny, lambda _: masks.full(tiny.shape), batch_average=7)
     with pytest.raises(ValueError, match="batch_average is set"):
         jacobian_rows(averaging, x, 1.0, [0])
+
+
+@pytest.mark.parametrize("card", sorted(RESULTS.glob("fields-*.json")), ids=lambda path: path.stem)
+def test_the_stored_fields_are_those_of_every_network_that_the_zoo_has(card):
+    data, models = card.stem.removeprefix("fields-"), json.loads(card.read_text())["models"]
+    kinds = {"UNet": "unet", "DiT": "dit", "linear": "linear"}
+    networks = {m: f"{kind}/{data}" for m, kind in kinds.items()}
+    there = {m: zoo.card(n)["sha256"] for m, n in networks.items() if n in zoo.names()}
+    assert models.items() >= there.items()
+    assert {*models} == {*there, "Wiener", "analytical local", "optimal"}
