@@ -472,3 +472,13 @@ def test_the_printed_table_shows_what_is_missing_and_leaves_out_what_nobody_has(
         ["copies", *number],
         [],
     ]
+
+
+def test_the_printed_measures_are_those_of_the_entries(bench, capsys):
+    entry = {"settings": bench.settings, **scoreboard.score(OptimalDenoiser(bench.train), bench)}
+    printed.measures({"optimal": entry})
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["method", "seeds"] and line.startswith("optimal")
+    r2, distance = entry["r2"]["mean"], entry["frechet"]
+    assert f"{r2:5.2f} [" in line and "100%" in line
+    assert f"  {'-' if distance is None else f'{distance:.2f}'}  " in line
