@@ -460,16 +460,16 @@ def test_the_printed_table_shows_what_is_missing_and_leaves_out_what_nobody_has(
     entry = {"r2": {"mean": 0.5, "low": 0.4, "high": 0.6}, "r2_by_seed": [0.4, 0.6]}
     sets = {f"set {i}": {"wiener": entry, "optimal": None, "nearest": None} for i in range(4)}
     sets["set 3"]["optimal"] = entry
-    printed.agreement(sets, {"wiener": "Wiener", "optimal": "copies"}, title="r2")
+    printed.agreement(sets, title="r2")
     number = ["0.50", "[", "0.40,", "0.60]", "2"]  # the last is how many seeds
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["r2", "set", "0", "set", "1", "set", "2"],
         ["Wiener", *number * 3],
-        ["copies", "-", "-", "-"],
+        ["optimal", "-", "-", "-"],
         [],
         ["r2", "set", "3"],
         ["Wiener", *number],
-        ["copies", *number],
+        ["optimal", *number],
         [],
     ]
 

@@ -299,6 +299,34 @@ def places(
     return figure
 
 
+def labelled(
+    points: Mapping[str, tuple[float, float, str, str]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    left: Sequence[str] = (),
+    lower: Mapping[str, float] | None = None,
+) -> Axes:
+    """Points with their names beside them, on one axis from zero upwards.
+
+    Args:
+        points: name -> (x, y, colour, marker).
+        left: names that stand to the left of their point.
+        lower: name -> how far below its point it stands, in points, where names crowd.
+    """
+    _, axis = plt.subplots(figsize=(6.8, 3.8))
+    for name, (x, y, colour, marker) in points.items():
+        axis.plot(x, y, marker, color=colour)
+        shift, align = (-7, "right") if name in left else (7, "left")
+        place = (shift, -(lower or {}).get(name, 0))
+        options = {"textcoords": "offset points", "va": "center", "ha": align}
+        axis.annotate(name, (x, y), xytext=place, **options)
+    axis.set_ylim(bottom=0)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    return axis
+
+
 def sigma_axis(axis: Axes) -> None:
     """Make the horizontal axis of ``axis`` the noise level, logarithmic, high noise on the left."""
     axis.set_xscale("log")
