@@ -16,8 +16,9 @@ SETS = {
 }
 SHORT = dict(zip(SETS, ("fashion", "mnist", "cifar", "celeba", "cats", "colour"), strict=True))
 PAPER_TAU = {data: scoreboard.PAPER_TAU[data.removesuffix("-gray")] for data in SETS}
-# The rows of the tables over data sets; {tau} is the paper's threshold, which differs among them.
+# The mixtures of chapter 11.
 OURS = tuple(f"wiener-mixture{end}" for end in ("", "-patch", "-pspc", "-soft", "-sharp"))
+# The rows of the tables over data sets; {tau} is the paper's threshold, which differs among them.
 ROWS = (
     "dit",
     *OURS,
