@@ -41,6 +41,22 @@ ROWS = (
     "nearest",
 )
 NAMES = CALLED | {"local-{tau}": "local, paper's tau", "released-{tau}": "released code"}
+# Which methods are compared seed by seed on every data set, the first less the second.
+PAIRS = {
+    "lead": ("local-0.05", "wiener"),
+    "broken": ("local-0.05", "bbels-published"),
+    "squares": ("local-0.05", "pspc-square"),
+    "flex": ("local-0.05", "pspc-flex"),
+    "fitted": ("local-0.05", "pspc-calibrated"),
+    "ls": ("ls-published", "wiener"),
+    "bbels": ("bbels-published", "ls-published"),
+    "torus": ("els-released", "bbels-published"),
+    "form": ("pspc-wiener", "pspc-square"),
+    "formw": ("pspc-wiener", "wiener"),
+    "formflex": ("pspc-wiener", "pspc-flex"),
+    "centre": ("pspc-wiener", "ls-wiener"),
+    "dit": ("wiener-mixture-patch", "dit"),
+}
 
 
 def measures(entries: Mapping[str, dict]) -> None:
@@ -64,17 +80,41 @@ def agreement(tables: Mapping[str, Mapping[str, dict | None]], *, title: str) ->
             the same methods, by the names of ROWS. One that no data set has is left out.
     """
     rows = [m for m in next(iter(tables.values())) if any(found[m] for found in tables.values())]
-    sets = list(tables)
+    cells = {}
+    for data, found in tables.items():
+        cells[data] = {}
+        for method in (m for m in rows if found[m]):
+            r, seeds = found[method]["r2"], len(found[method]["r2_by_seed"])
+            text = f"{r['mean']:5.2f} [{r['low']:5.2f},{r['high']:5.2f}] {seeds}"
+            cells[data][NAMES[method]] = text
+    _abreast(title, [NAMES[m] for m in rows], cells, widths=(18, 24))
+
+
+def differences(
+    gaps: Mapping[str, Mapping[str, tuple[float, float, float]]], *, title: str
+) -> None:
+    """Print the differences of PAIRS; three data sets stand abreast.
+
+    Args:
+        gaps: data set -> name in PAIRS -> mean, low, high; a name may be missing.
+    """
+    names = {key: " - ".join(NAMES[m] for m in pair) for key, pair in PAIRS.items()}
+    cells = {
+        data: {names[k]: "{:+.2f} [{:+.2f},{:+.2f}]".format(*gap) for k, gap in found.items()}
+        for data, found in gaps.items()
+    }
+    _abreast(title, list(names.values()), cells, widths=(36, 21))
+
+
+def _abreast(
+    title: str, rows: list[str], cells: Mapping[str, Mapping[str, str]], *, widths: tuple[int, int]
+) -> None:
+    """Print data set -> row -> text, three data sets beside each other; what is missing, dashed."""
+    first, other = widths
+    sets = list(cells)
     for group in (sets[i : i + 3] for i in range(0, len(sets), 3)):
-        print(f"{title:18s}" + "".join(f"{data:^24s}" for data in group).rstrip())
-        for method in rows:
-            line = f"{NAMES[method]:18s}"
-            for entry in (tables[data][method] for data in group):
-                if entry is None:
-                    line += f"{'-':^24s}"
-                    continue
-                r = entry["r2"]
-                cell = f"{r['mean']:5.2f} [{r['low']:5.2f},{r['high']:5.2f}] "
-                line += f"{cell + str(len(entry['r2_by_seed'])):24s}"
-            print(line.rstrip())
+        print(f"{title:{first}s}" + "".join(f"{data:^{other}s}" for data in group).rstrip())
+        for row in rows:
+            line = "".join(f"{cells[d].get(row, '-'.center(other)):{other}s}" for d in group)
+            print(f"{row:{first}s}{line}".rstrip())
         print()
