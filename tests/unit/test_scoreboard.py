@@ -475,15 +475,15 @@ def test_the_printed_table_shows_what_is_missing_and_leaves_out_what_nobody_has(
 
 
 def test_the_printed_differences_name_both_methods_and_keep_a_place_for_what_is_missing(capsys):
-    gaps = {f"set {i}": dict.fromkeys(printed.PAIRS, (-0.5, -0.625, 0.375)) for i in range(4)}
+    gaps = {f"set {i}": dict.fromkeys(printed.PAIRS, (-0.5, -1.625, 0.375)) for i in range(4)}
     del gaps["set 1"]["lead"]
     printed.differences(gaps, title="in pairs")
     first, *blocks = capsys.readouterr().out.splitlines()
     assert first.split() == ["in", "pairs", "set", "0", "set", "1", "set", "2"]
     assert len(blocks) == 2 * len(printed.PAIRS) + 3  # another heading, and two blank lines
-    names, numbers = ["local,", "tau", "0.05", "-", "Wiener"], ["-0.50", "[-0.62,+0.38]"]
+    names, numbers = ["local,", "tau", "0.05", "-", "Wiener"], ["-.50", "[-1.62,+.38]"]
     assert blocks[0].split() == [*names, *numbers, "-", *numbers]
-    assert blocks[0].rindex("-0.50") == blocks[1].rindex("-0.50")  # in the same column
+    assert blocks[0].rindex("-.50") == blocks[1].rindex("-.50")  # in the same column
 
 
 def test_the_printed_measures_are_those_of_the_entries(bench, capsys):

@@ -1,5 +1,6 @@
 """The printed tables of chapter 9, whose entries `locality.scoreboard` describes."""
 
+import re
 from collections.abc import Mapping
 
 from .. import scoreboard
@@ -100,10 +101,14 @@ def differences(
     """
     names = {key: " - ".join(NAMES[m] for m in pair) for key, pair in PAIRS.items()}
     cells = {
-        data: {names[k]: "{:+.2f} [{:+.2f},{:+.2f}]".format(*gap) for k, gap in found.items()}
-        for data, found in gaps.items()
+        data: {names[k]: _short(*gap) for k, gap in found.items()} for data, found in gaps.items()
     }
-    _abreast(title, list(names.values()), cells, widths=(36, 21))
+    _abreast(title, list(names.values()), cells, widths=(36, 19))
+
+
+def _short(mean: float, low: float, high: float) -> str:
+    """A difference and its interval; without zeros before the point three sets fit a page."""
+    return re.sub(r"(?<=[+-])0(?=\.)", "", f"{mean:+.2f} [{low:+.2f},{high:+.2f}]")
 
 
 def _abreast(
