@@ -103,7 +103,7 @@ def differences(
     cells = {
         data: {names[k]: _short(*gap) for k, gap in found.items()} for data, found in gaps.items()
     }
-    _abreast(title, list(names.values()), cells, widths=(36, 19))
+    _abreast(title, list(names.values()), cells, widths=(36, 20))
 
 
 def _short(mean: float, low: float, high: float) -> str:
