@@ -101,6 +101,6 @@ def draw_shares(kept: dict[str, Tensor]) -> Figure:
         axis.plot(range(1, len(shares) + 1), shares, color=colour, label=label)
     axis.set(xscale="log", xlabel="principal component, leading to fine", ylim=(0, 1.3))
     axis.set_ylabel("share of variance kept")
-    axis.set_title("A network loses alike everywhere, a blur where detail is fine")
+    axis.set_title("Of fine detail a network keeps half, a blur a sixth")
     axis.legend(ncols=2)
     return figure
